@@ -1,0 +1,3 @@
+import dateutil
+
+CONSTANT = 1

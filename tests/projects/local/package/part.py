@@ -1,0 +1,9 @@
+from . import deep
+
+
+def work(x):
+    return deep.dive(x)
+
+
+def unused():
+    import cv2
