@@ -1,0 +1,75 @@
+"""Pairs of measurements.  Seconds belong to a machine; the ratio of two things measured in turn is what is claimed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class Unavailable(Exception):
+    """What a benchmark needs is not on this machine; the text says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: the medians of ours and the peer's, and the median of the ratios pair by pair.
+
+    ``ratio`` is ours / peer in ``unit``; below 1 is better when the unit is a time or size, above 1 for a rate.
+    ``target`` is the bound that the project holds itself to, as text.
+    """
+
+    name: str
+    ours: float
+    peer: float | None
+    unit: str
+    ratio: float | None
+    pairs: int
+    peer_name: str = ""
+    target: str = ""
+    note: str = field(default="")
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall seconds that one call takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def paired(
+    name: str,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    *,
+    pairs: int,
+    unit: str,
+    peer_name: str,
+    target: str = "",
+    note: str = "",
+) -> Row:
+    """Measure ours and the peer in turn ``pairs`` times, after one uncounted round of both."""
+    ours()
+    peer()
+    measured = [(ours(), peer()) for _ in range(pairs)]
+    return Row(
+        name=name,
+        ours=statistics.median(a for a, _ in measured),
+        peer=statistics.median(b for _, b in measured),
+        unit=unit,
+        ratio=statistics.median(a / b for a, b in measured),
+        pairs=pairs,
+        peer_name=peer_name,
+        target=target,
+        note=note,
+    )
+
+
+def alone(name: str, ours: Callable[[], float], *, runs: int, unit: str, target: str = "", note: str = "") -> Row:
+    """A row that has no peer: the median of ``runs``, after one uncounted."""
+    ours()
+    return Row(
+        name=name, ours=statistics.median(ours() for _ in range(runs)), peer=None, unit=unit, ratio=None, pairs=runs,
+        target=target, note=note,
+    )  # fmt: skip

@@ -1,0 +1,344 @@
+"""A built prefix → a tarball of layers, the same bytes for the same files wherever they are packed.
+
+``pack`` is the story: scan what the builder says the prefix holds, plan the layers, hash the files, make the layers
+that the store does not have, and put manifest, layers and end of archive in a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import resources
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poncho_wq.bytecode import Compiler, chunks, compiler_for
+from poncho_wq.errors import PackError
+from poncho_wq.layers import Entry, Layer, LayerStore, OnDisk, recipe, sync_directory
+from poncho_wq.manifest import LayerRef, Manifest, end_member
+from poncho_wq.planning import Plan, by_path, plan_layers, scan
+from poncho_wq.platforms import host_platform
+from poncho_wq.progress import OnProgress, Progress, silent
+from poncho_wq.scratch import space
+from poncho_wq.shipped_bytecode import adopt
+from poncho_wq.wrapper import wrapper_path
+
+if TYPE_CHECKING:
+    from poncho_wq.build import Prefix
+    from poncho_wq.lock import Lock
+    from poncho_wq.spec import EnvSpec
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A finished tarball: the file ``path`` of ``size`` bytes, and what its manifest says of it."""
+
+    path: Path
+    identity: str
+    size: int
+    python: str | None
+    glibc: str | None
+    platform: str
+    layers: tuple[LayerRef, ...]
+
+
+def pack(
+    prefix: Prefix,
+    *,
+    spec: EnvSpec,
+    lock: Lock,
+    store: LayerStore,
+    output: Path,
+    on_progress: OnProgress = silent,
+    threads: int | None = None,
+    runtime: Mapping[str, tuple[int, bytes]] | None = None,
+) -> Packed:
+    """Pack ``prefix`` into the file ``output``, which appears complete or not at all and replaces what was there.
+
+    ``spec`` and ``lock`` go into the tarball.  Layers are taken from ``store`` and kept there.  ``threads`` is how
+    many things are done at once (default: the cores of this process); the bytes do not depend on it.  ``runtime`` are
+    the files that every environment gets, path → (mode, content); default: those of this release.
+
+    Raises ``PackError`` when a file of the prefix cannot be packed or the tarball not be written, ``CacheError`` when
+    the store cannot be used.
+    """
+    ours = runtime_files(spec, lock) if runtime is None else runtime
+    found = scan(prefix, hidden=frozenset(ours))
+    plans = plan_layers(found)
+    own = Plan(name="runtime", entries=tuple(sorted((_runtime_entry(*item) for item in ours.items()), key=by_path)))
+    cores = threads or len(os.sched_getaffinity(0))
+    pool = ThreadPoolExecutor(cores, thread_name_prefix="poncho-pack")
+    try:
+        # What is edited on the worker must not have been compiled before: the .pyc would go on saying the old.
+        edited = frozenset(entry.path for entry in prefix.relocations)
+        hashed, compiled = adopt(_hashed(plans, pool), prefix.python, edited)
+        plans = [*hashed, own]
+        compiler = _compiler(prefix, plans, edited | compiled)
+        layers = _layers(plans, compiler, store, pool, on_progress)
+    finally:
+        # Without this, an error or a Ctrl-C would wait for everything that was ever planned.
+        pool.shutdown(cancel_futures=True)
+    manifest = _manifest(prefix, plans, layers)
+    _write(output, manifest, [layer.path for layer in layers])
+    return Packed(
+        path=output,
+        identity=manifest.identity,
+        size=manifest.size,
+        python=manifest.python,
+        glibc=manifest.glibc,
+        platform=manifest.platform,
+        layers=manifest.layers,
+    )
+
+
+def runtime_files(spec: EnvSpec, lock: Lock) -> dict[str, tuple[int, bytes]]:
+    """The files that every environment of ours gets besides its packages: path → (mode, content).
+
+    They replace files of the same name, such as a virtual environment's ``bin/activate``.
+    """
+    given = resources.files("poncho_wq.prefix_files")
+    # Conda packages have the path of their prefix in some files; host builds have it nowhere.
+    unpack = "conda-unpack-relocating" if lock.conda else "conda-unpack"
+    return {
+        "bin/activate": (0o644, given.joinpath("activate").read_bytes()),
+        "bin/conda-unpack": (0o755, given.joinpath(unpack).read_bytes()),
+        "bin/poncho_package_run": (0o755, wrapper_path().read_bytes()),
+        "bin/run_in_env": (0o755, given.joinpath("run_in_env").read_bytes()),
+        "poncho/lock.json": (0o644, _text(lock.to_json())),
+        "poncho/set_env": (0o644, _text(_set_env(spec))),
+        "poncho/spec.json": (0o644, _text(spec.to_json(indent=2))),
+    }
+
+
+def _set_env(spec: EnvSpec) -> str:
+    """A POSIX sh file that sets the specification's variables, given the prefix as ``$1``."""
+    lines = ["# Sourced with the prefix as $1."]
+    lines += [f"export {name}={_quoted(value)}" for name, value in spec.env]
+    lines += [f'export {name}="$1/poncho/data/{name}"' for name in sorted(name for name, _ in (*spec.git, *spec.http))]
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    """``value`` as one word of sh: within single quotes nothing but the quote itself means anything."""
+    return "'" + value.replace("'", "'\\''") + "'"
+
+
+def _text(text: str) -> bytes:
+    return (text.rstrip("\n") + "\n").encode("utf-8", "surrogateescape")
+
+
+def _runtime_entry(path: str, file: tuple[int, bytes]) -> Entry:
+    mode, content = file
+    return Entry(path=path, kind="file", mode=mode, content=content, digest=hashlib.sha256(content).hexdigest())
+
+
+# Hashing
+
+
+def _hashed(plans: Sequence[Plan], pool: Executor) -> list[Plan]:
+    """The plans with the sha256 of every file."""
+    files = [entry for plan in plans for entry in plan.entries if entry.kind == "file"]
+    # A future for each of ten thousand small files would cost as much as hashing them.
+    batches = [files[start : start + 128] for start in range(0, len(files), 128)]
+    digests = {
+        entry.path: digest
+        for batch, done in zip(batches, pool.map(lambda batch: [_sha256(e) for e in batch], batches), strict=True)
+        for entry, digest in zip(batch, done, strict=True)
+    }
+    return [
+        replace(
+            plan, entries=tuple(replace(e, digest=digests[e.path]) if e.kind == "file" else e for e in plan.entries)
+        )
+        for plan in plans
+    ]
+
+
+def _sha256(entry: Entry) -> str:
+    assert isinstance(entry.content, OnDisk)
+    digest = hashlib.sha256()
+    try:
+        with open(entry.content.path, "rb", buffering=0) as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise PackError(f"{entry.path}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+# Layers
+
+
+def _compiler(prefix: Prefix, plans: Iterable[Plan], left_out: frozenset[str]) -> Compiler | None:
+    """What makes the ``.pyc`` files; None without Python, and for a platform whose interpreter does not run here."""
+    if prefix.python is None or prefix.platform != host_platform():
+        return None
+    digests = {entry.path: entry.digest for plan in plans for entry in plan.entries if entry.kind == "file"}
+    return compiler_for(prefix.path, prefix.python, digests, left_out=left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A planned layer with its recipe and the sources (path and size) to compile for it."""
+
+    plan: Plan
+    recipe: str
+    sources: tuple[tuple[str, int], ...]
+
+
+def _job(plan: Plan, compiler: Compiler | None) -> _Job:
+    sources: tuple[tuple[str, int], ...] = ()
+    identity = ""
+    if compiler is not None:
+        names = (entry for entry in plan.entries if entry.kind != "directory" and compiler.covers(entry.path))
+        sources = tuple((entry.path, entry.size) for entry in names)
+        if sources:
+            left_out = sorted(entry.path for entry in plan.entries if entry.path in compiler.left_out)
+            identity = "\0".join([compiler.identity, *left_out])
+    key = recipe(plan.entries, identity)
+    return _Job(plan=plan, recipe=key, sources=sources)
+
+
+def _layers(
+    plans: Sequence[Plan], compiler: Compiler | None, store: LayerStore, pool: Executor, on_progress: OnProgress
+) -> list[Layer]:
+    """The layer of each plan, from the store where it has it."""
+    jobs = [_job(plan, compiler) for plan in plans]
+    layers = {job.recipe: layer for job in jobs if (layer := store.find(job.recipe)) is not None}
+    missing = [job for job in jobs if job.recipe not in layers]
+    total = sum(plan.size for plan in plans)
+    done = total - sum(job.plan.size for job in missing)
+
+    def say(detail: str) -> None:
+        on_progress(Progress(stage="pack", detail=detail, done=done, total=total, unit="bytes"))
+
+    say(f"{len(missing)} of {len(plans)} layers to make")
+    if missing:
+        with store.work_directory() as work:
+            # All compiling is handed out before any compressing: it takes far longer.
+            compiling = [_compile(job, compiler, work, pool) for job in missing]
+            making: list[Future[Layer]] = []
+            for job, futures in zip(missing, compiling, strict=True):
+                entries = _with_bytecode(job.plan.entries, futures)
+                making.append(pool.submit(store.make, job.recipe, entries, work))
+            for job, future in zip(missing, making, strict=True):
+                layers[job.recipe] = future.result()
+                done += job.plan.size
+                say(job.plan.name)
+    return [layers[job.recipe] for job in jobs]
+
+
+_Compiling = list["Future[Mapping[str, Entry]]"]
+
+
+def _compile(job: _Job, compiler: Compiler | None, work: Path, pool: Executor) -> _Compiling:
+    if compiler is None:
+        return []
+    return [
+        pool.submit(_pyc_entries, compiler, chunk, work / f"{job.recipe}.{number}")
+        for number, chunk in enumerate(chunks(job.sources))
+    ]
+
+
+def _pyc_entries(compiler: Compiler, chunk: Sequence[str], blob: Path) -> Mapping[str, Entry]:
+    made = compiler.compile(chunk, blob)
+    return {path: Entry(path=path, kind="file", mode=0o644, content=content) for path, content in made.items()}
+
+
+def _with_bytecode(entries: Sequence[Entry], compiling: _Compiling) -> list[Entry]:
+    everything = list(entries)
+    for future in compiling:
+        everything += future.result().values()
+    return sorted(everything, key=by_path)
+
+
+# The tarball
+
+
+def _manifest(prefix: Prefix, plans: Sequence[Plan], layers: Sequence[Layer]) -> Manifest:
+    references = []
+    offset = 0
+    for plan, layer in zip(plans, layers, strict=True):
+        references.append(
+            LayerRef(offset=offset, length=layer.length, unpacked=layer.unpacked, digest=layer.digest, name=plan.name)
+        )
+        offset += layer.length
+    try:
+        return Manifest(
+            platform=prefix.platform,
+            python=prefix.python,
+            glibc=prefix.glibc,
+            unpacked=sum(layer.content for layer in layers),
+            files=sum(layer.files for layer in layers),
+            layers=tuple(references),
+            placeholder=prefix.placeholder if prefix.relocations else None,
+            relocations=prefix.relocations,
+        )
+    except ValueError as error:
+        raise PackError(f"{prefix.path}: {error}") from error
+
+
+def _write(output: Path, manifest: Manifest, layers: Sequence[Path]) -> None:
+    draft = output.with_name(f".{output.name}.{secrets.token_hex(8)}.part")
+    try:
+        try:
+            with draft.open("xb", buffering=0) as stream:
+                _write_all(stream, manifest.first_member())
+                for layer, reference in zip(layers, manifest.layers, strict=True):
+                    _append(stream, layer, reference.length)
+                _write_all(stream, end_member())
+                os.fsync(stream.fileno())
+                written = os.fstat(stream.fileno()).st_size
+            if written != manifest.size:
+                raise PackError(f"{output}: {written} bytes were written instead of {manifest.size}")
+            draft.replace(output)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        facts = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            facts += f": {space(output.parent, manifest.size)}"
+        raise PackError(f"{output}: could not write the tarball: {facts}", advice=_ELSEWHERE) from error
+    sync_directory(output.parent)
+
+
+_ELSEWHERE = "choose an existing directory that you can write to, on a disk with enough space"
+
+
+def _append(stream: FileIO, layer: Path, length: int) -> None:
+    """Copy the ``length`` bytes of ``layer`` to the end of ``stream``, within the kernel where it can."""
+    try:
+        source = layer.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise PackError(f"{layer}: was removed while it was needed", advice=_EVICTED) from None
+    with source:
+        left = length
+        with contextlib.suppress(OSError):  # not between these two file systems, or not on this kernel
+            while left and (copied := os.copy_file_range(source.fileno(), stream.fileno(), left)):
+                left -= copied
+        source.seek(length - left)
+        while left:
+            piece = source.read(min(left, _PIECE))
+            if not piece:
+                raise PackError(f"{layer}: was cut short while it was needed", advice=_EVICTED)
+            _write_all(stream, piece)
+            left -= len(piece)
+
+
+_EVICTED = "something else cleans up the cache directory: run it again"
+
+
+def _write_all(stream: FileIO, data: bytes) -> None:
+    """A raw file may take less than it is given, and says so; without buffers, what was written is known exactly."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
