@@ -1,0 +1,75 @@
+"""The run wrapper, warm and cold, against Debian's ``python_package_run`` on the same tarball."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.harness import Row, alone, paired, seconds
+from benchmarks.peers import numpy_environment, program
+from poncho_wq.wrapper import wrapper_path
+
+WARM_RUNS = 50
+
+
+def _run(argv: list[str], cwd: Path) -> None:
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "CORES": str(os.cpu_count() or 1)}
+    subprocess.run(argv, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+
+
+def rows() -> Iterator[Row]:
+    """Warm and cold runs; times in milliseconds, the cost of the bare command taken away from the warm ones."""
+    upstream = program("python_package_run")
+    env = numpy_environment()
+    with tempfile.TemporaryDirectory(prefix="poncho-bench-") as directory:
+        cwd = Path(directory)
+        ours_dir, peer_dir, id_dir = cwd / "ours", cwd / "peer", cwd / "with-id"
+        ours = ["/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--unpack-to", str(ours_dir), "--", "/bin/true"]
+        with_id = [
+            "/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--id", str(env.identity),
+            "--unpack-to", str(id_dir), "--", "/bin/true",
+        ]  # fmt: skip
+        peer = [upstream, "-e", str(env.tarball), "--unpack-to", str(peer_dir), "/bin/true"]
+        for argv in (ours, with_id, peer):
+            _run(argv, cwd)
+
+        def each(argv: list[str], count: int = WARM_RUNS) -> float:
+            return 1000 * seconds(lambda: [_run(argv, cwd) for _ in range(count)]) / count
+
+        def over_bare(argv: list[str]) -> float:
+            return max(each(argv) - each(["/bin/true"]), 0.001)
+
+        yield paired(
+            "wrapper, warm, over the bare command", lambda: over_bare(with_id), lambda: over_bare(peer),
+            pairs=5, unit="ms", peer_name="python_package_run", target="<= 0.083",
+        )  # fmt: skip
+        yield paired(
+            "wrapper, warm, no --id", lambda: over_bare(ours), lambda: over_bare(peer),
+            pairs=5, unit="ms", peer_name="python_package_run", target="<= 0.083",
+        )  # fmt: skip
+
+        def cold(argv: list[str], directory: Path) -> float:
+            shutil.rmtree(directory, ignore_errors=True)
+            return seconds(lambda: _run(argv, cwd))
+
+        yield paired(
+            "wrapper, cold", lambda: cold(ours, ours_dir), lambda: cold(peer, peer_dir),
+            pairs=5, unit="s", peer_name="python_package_run", target="<= 0.7",
+        )  # fmt: skip
+        yield alone("wrapper, 16 cold runs at once", lambda: _at_once(ours, ours_dir, cwd, 16), runs=3, unit="s")
+
+
+def _at_once(argv: list[str], directory: Path, cwd: Path, count: int) -> float:
+    shutil.rmtree(directory, ignore_errors=True)
+
+    def all_of_them() -> None:
+        running = [subprocess.Popen(argv, cwd=cwd, stdin=subprocess.DEVNULL) for _ in range(count)]
+        statuses = [process.wait() for process in running]
+        if any(statuses):
+            raise RuntimeError(f"cold runs ended with {statuses}")
+
+    return seconds(all_of_them)

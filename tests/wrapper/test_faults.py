@@ -1,0 +1,796 @@
+"""Faults made on purpose: kills, damage, races, full disks. Each test counts what it tried and what went wrong.
+
+`PONCHO_FAULTS=N` tries N moments (or offsets) instead of the few that a usual run has; the slow tests try 200.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.wrapper import tarballs
+from tests.wrapper.conftest import Samples, World, make_world, tree
+
+FEW = int(os.environ.get("PONCHO_FAULTS", "10"))
+MANY = max(FEW, 200)
+counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow, id="many")])
+
+Tree = dict[str, tuple[str, bytes]]
+
+
+@pytest.fixture(params=["dash", "busybox", "no flock"])
+def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """dash with flock, busybox (which has none), and dash without."""
+    base = tmp_path_factory.getbasetemp()
+    if request.param != "no flock":
+        return make_world(request.param, base)
+    world = make_world("dash", base)
+    world.path = path_without(base / "no-flock", "flock")
+    return world
+
+
+def path_without(links: Path, *names: str) -> str:
+    """A PATH that has all programs of this machine but `names`."""
+    if not links.is_dir():
+        links.mkdir(mode=0o755)
+        for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+            if path.name not in names and not (links / path.name).is_symlink():
+                (links / path.name).symlink_to(path)
+    return str(links)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tarballs.Tarball:
+    """An environment that takes long enough to unpack to be killed in the middle."""
+    path = tmp_path_factory.mktemp("large") / "large.tar.gz"
+    return tarballs.ours(path, tarballs.fake_prefix(name="large", files=700, size=3_000), layers=9)
+
+
+# A decompressor that takes its time and not the processor's, so that there is a middle to be killed in.
+SLOW = f"""#!{sys.executable} -IS
+import sys, time, zlib
+rest = sys.stdin.buffer.read()
+out = b""
+while rest:
+    decoder = zlib.decompressobj(31)
+    out += decoder.decompress(rest)
+    rest = decoder.unused_data
+step = len(out) // 25 + 1
+for start in range(0, len(out), step):
+    sys.stdout.buffer.write(out[start : start + step])
+    sys.stdout.buffer.flush()
+    time.sleep(0.01)
+"""
+
+
+def slowed(world: World, directory: Path) -> World:
+    """The same world with a decompressor that takes about a quarter of a second."""
+    programs = directory / "slow programs"
+    programs.mkdir(exist_ok=True)
+    (programs / "igzip").write_text(SLOW)
+    (programs / "igzip").chmod(0o755)
+    return dataclasses.replace(world, path=f"{programs}:{world.path}")
+
+
+@pytest.fixture(scope="session")
+def large_tree(large: tarballs.Tarball, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    directory = tmp_path_factory.mktemp("large-tree")
+    subprocess.run(["tar", "-xzf", large.path, "-C", directory], check=True)
+    return tree(directory)
+
+
+def processes(session: int) -> dict[int, list[str]]:
+    """The living processes of a session, with their command lines."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            state, *rest = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(rest[2]) == session and state != "Z":
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    return found
+
+
+def wait_until(condition: object, what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+def all_ended(session: int) -> None:
+    wait_until(lambda: not processes(session), f"processes remain: {processes(session)}")
+
+
+def beside(directory: Path) -> list[str]:
+    """What lies beside an unpacked DIR other than lock files."""
+    return sorted(path.name for path in directory.parent.iterdir() if "lock" not in path.name)
+
+
+def how_long(world: World, tarball: Path, directory: Path) -> float:
+    """Seconds that a first run takes when nothing disturbs it: the least of a few."""
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert world.run("-e", tarball, "-d", directory).returncode == 0
+        took.append(time.monotonic() - start)
+        shutil.rmtree(directory)
+    return min(took)
+
+
+# ---- kills ---------------------------------------------------------------------------------------------
+
+
+@counts
+def test_the_group_is_killed(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int
+) -> None:
+    world = slowed(faulty, room.parent)
+    took = how_long(world, large.path, room / "env")
+    wrong = in_time = 0
+    for number in range(count):
+        directory = room / f"env {number}"
+        process = world.start("-e", large.path, "-d", directory, "where")
+        time.sleep(random.Random(number).uniform(0, took))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        in_time += process.returncode == -signal.SIGKILL
+        if directory.exists():  # then it is whole
+            wrong += tree(directory) != large_tree
+        done = faulty.run("-e", large.path, "-d", directory, "where", env={"CORES": str(1 + number % 3)})
+        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
+        wrong += tree(directory) != large_tree
+        wrong += beside(directory) != [directory.name]
+        shutil.rmtree(directory)
+    print(f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, wrong: {wrong}")
+    assert wrong == 0
+    assert in_time > count / 3
+
+
+@counts
+@pytest.mark.parametrize("victims", ["the wrapper", "all shells", "one of all"])
+def test_the_shell_alone_is_killed(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, victims: str, count: int
+) -> None:
+    world = slowed(faulty, room.parent)
+    took = how_long(world, large.path, room / "env")
+    wrong = in_time = 0
+    for number in range(count):
+        chance = random.Random(number)
+        directory = room / f"env {number}"
+        process = world.start("-e", large.path, "-d", directory, "where")
+        time.sleep(chance.uniform(0, took))
+        alive = processes(process.pid)
+        shells = [pid for pid, words in alive.items() if any("poncho_package_run" in word for word in words)]
+        if victims == "the wrapper":
+            chosen = [process.pid]
+        elif victims == "all shells":
+            chosen = shells
+        else:
+            chosen = chance.sample(sorted(alive), 1) if alive else []
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        in_time += bool(set(chosen) & set(alive))
+        # at once, while what was not killed goes on
+        done = faulty.run("-e", large.path, "-d", directory, "where")
+        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
+        wrong += tree(directory) != large_tree
+        process.communicate()
+        all_ended(process.pid)
+        wrong += tree(directory) != large_tree
+        if beside(directory) != [directory.name]:  # what went on may have died of it, after the sweep
+            moved = directory.with_name("aside")
+            directory.rename(moved)
+            wrong += faulty.run("-e", large.path, "-d", directory).returncode != 0
+            wrong += beside(directory) != ["aside", directory.name]
+            shutil.rmtree(moved)
+        shutil.rmtree(directory)
+    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {wrong}")
+    assert wrong == 0
+    assert in_time > count / 3
+
+
+@counts
+def test_killed_while_filling_a_directory_that_must_stay(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, public: Path, count: int
+) -> None:
+    """Inside mode: DIR cannot be replaced, since its parent is read-only for this user."""
+    tarball = Path(shutil.copy(large.path, public / "t.tar.gz"))
+    user = ordinary(faulty, public)
+    world = slowed(user, public)
+    (public / "mine").mkdir()
+    os.chown(public / "mine", NOBODY, NOBODY)
+    took = how_long(world, tarball, public / "mine/env")
+    wrong = in_time = 0
+    for number in range(count):
+        parent = public / f"parent {number}"
+        directory = parent / "env"
+        directory.mkdir(parents=True)
+        os.chown(directory, NOBODY, NOBODY)
+        process = world.start("-e", tarball, "-d", directory, "where")
+        time.sleep(random.Random(number).uniform(0, took))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        in_time += process.returncode == -signal.SIGKILL
+        done = user.run("-e", tarball, "-d", directory, "where")
+        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
+        wrong += tree(directory) != large_tree
+        wrong += any(path.name.startswith((".poncho-new", ".poncho-unp")) for path in directory.iterdir())
+        wrong += [path.name for path in parent.iterdir()] != ["env"]
+        shutil.rmtree(parent)
+    print(f"{faulty.name}: killed inside DIR: {count}, in time: {in_time}, wrong: {wrong}")
+    assert wrong == 0
+    assert in_time > count / 3
+
+
+NOBODY = 65534
+
+
+def ordinary(world: World, public: Path) -> World:
+    """The same world as seen by a user who is not root, who finds all that he needs in `public`."""
+    if os.getuid() != 0:
+        pytest.skip("only root can make directories for another user")
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    shutil.copy(world.wrapper, public / "poncho_package_run")
+    copied = make_world("busybox", public) if world.name == "busybox" else world
+    path = path_without(public / "bin", "flock") if "no-flock" in world.path else copied.path
+    setpriv = [str(shutil.which("setpriv")), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return dataclasses.replace(
+        copied, shell=[*setpriv, *copied.shell], path=path, wrapper=public / "poncho_package_run"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("form", ["persistent", "temporary"])
+def test_a_signal_while_unpacking_leaves_nothing(
+    faulty: World, large: tarballs.Tarball, room: Path, number: int, form: str
+) -> None:
+    directory = room / "env"
+    where = ["-d", directory] if form == "persistent" else []
+    wrong = 0
+    for delay in (0.02, 0.06, 0.12, 0.2):
+        process = slowed(faulty, room.parent).start("-e", large.path, *where, "sh", "-c", "echo ran; sleep 9", env={"TMPDIR": str(room)})
+        time.sleep(delay)
+        early = not list(room.iterdir())
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+        all_ended(process.pid)
+        if not early:
+            wrong += process.returncode not in (-number, 128 + number) or (out, err) != ("", "")
+        wrong += [path.name for path in room.iterdir() if "lock" not in path.name] != []
+    assert wrong == 0
+
+
+# ---- damage --------------------------------------------------------------------------------------------------
+
+
+def damaged_run(world: World, tarball: Path, directory: Path, expected: Tree) -> tuple[bool, bool]:
+    """Unpack it; whether it was refused, and whether that or the result is right."""
+    done = world.run("-e", tarball, "-d", directory, env={"CORES": "2"})
+    if done.returncode == 125:
+        return True, not directory.exists() and done.stderr.startswith("poncho_package_run: ")
+    right = done.returncode == 0 and tree(directory) == expected
+    shutil.rmtree(directory, ignore_errors=True)
+    return False, right
+
+
+KINDS = ["ours", "conda-pack", "venv-pack", "plain tar", "several members"]
+
+
+@pytest.fixture(scope="session")
+def kinds(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tree]]:
+    """A tarball of each kind and what it comes to. Whatever relocates is left out: places differ."""
+    directory = tmp_path_factory.mktemp("kinds")
+    entries = {name: entry for name, entry in tarballs.fake_prefix().items() if name != "poncho/set_env"}
+    files = {
+        "ours": samples.ours.path,
+        "conda-pack": tarballs.conda_pack(directory / "conda", unpack="#!/bin/sh\nexit 0\n").path,
+        "venv-pack": samples.venv.path,
+        "plain tar": tarballs.plain(directory / "plain", entries, compress="").path,
+    }
+    pieces = [tarballs.tar_fragment({name: entry}) for name, entry in entries.items()]
+    files["several members"] = directory / "members"
+    files["several members"].write_bytes(b"".join(gzip.compress(piece) for piece in [*pieces, bytes(10240)]))
+    found = {}
+    for name, path in files.items():
+        where = directory / f"{name} tree"
+        where.mkdir()
+        subprocess.run(["tar", "-xf", path, "-C", where], check=True)
+        found[name] = (path, tree(where))
+    return found
+
+
+@counts
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated(faulty: World, kinds: dict[str, tuple[Path, Tree]], room: Path, kind: str, count: int) -> None:
+    path, expected = kinds[kind]
+    data = path.read_bytes()
+    chance = random.Random(kind)
+    offsets = {0, 1, 511, 512, 1024, len(data) - 1, len(data) - 8, len(data) - 9}
+    offsets |= {chance.randrange(len(data)) for _ in range(count)}
+    if kind == "plain tar":  # also where an entry ends
+        offsets |= {512 * chance.randrange(len(data) // 512) for _ in range(count)}
+    wrong = refused = 0
+    for offset in sorted(offset for offset in offsets if 0 <= offset < len(data)):
+        (room / "cut").write_bytes(data[:offset])
+        was_refused, right = damaged_run(faulty, room / "cut", room / "env", expected)
+        refused += was_refused
+        wrong += not right
+    print(f"{faulty.name}: {kind}: truncations: {len(offsets)}, refused: {refused}, wrong: {wrong}")
+    assert wrong == 0
+    assert refused > len(offsets) * 0.7
+
+
+def test_truncated_between_members(faulty: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path) -> None:
+    """tar itself exits 0 for each of these."""
+    tried = wrong = 0
+    for path, starts in (
+        (samples.ours.path, [samples.ours.member, *(start + length for start, length in samples.ours.spans)]),
+        (kinds["several members"][0], member_starts(kinds["several members"][0].read_bytes())),
+    ):
+        data = path.read_bytes()
+        for start in starts:
+            (room / "cut").write_bytes(data[:start])
+            refused, right = damaged_run(faulty, room / "cut", room / "env", {})
+            tried += 1
+            wrong += not refused or not right
+    print(f"{faulty.name}: cut between members: {tried}, wrong: {wrong}")
+    assert tried > 8
+    assert wrong == 0
+
+
+def member_starts(data: bytes) -> list[int]:
+    import zlib
+
+    starts, rest = [], data
+    while rest:
+        decoder = zlib.decompressobj(31)
+        decoder.decompress(rest)
+        rest = decoder.unused_data
+        starts.append(len(data) - len(rest))
+    return starts[:-1]
+
+
+@counts
+@pytest.mark.parametrize("kind", ["ours", "conda-pack", "several members"])
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_flipped(
+    faulty: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path, kind: str, cores: str, count: int
+) -> None:
+    path, expected = kinds[kind]
+    data = path.read_bytes()
+    chance = random.Random(kind + cores)
+    places = [(chance.randrange(len(data)), 1 << chance.randrange(8)) for _ in range(count)]
+    if kind == "ours":  # the first bytes of each member are what tells it from garbage at the end
+        places += [(start + byte, 1) for start, _ in samples.ours.spans for byte in (0, 1, 2)]
+    if kind == "several members":
+        places += [(start, 1) for start in member_starts(data)]
+    wrong = refused = 0
+    for offset, bit in places:
+        changed = bytearray(data)
+        changed[offset] ^= bit
+        (room / "flipped").write_bytes(changed)
+        done = faulty.run("-e", room / "flipped", "-d", room / "env", env={"CORES": cores})
+        if done.returncode == 125:
+            refused += 1
+            wrong += (room / "env").exists()
+        else:
+            same = tree(room / "env") == expected
+            wrong += done.returncode != 0 or not same
+            shutil.rmtree(room / "env")
+    print(f"{faulty.name}: {kind} on {cores} cores: flips: {len(places)}, refused: {refused}, wrong: {wrong}")
+    assert wrong == 0
+    assert refused > len(places) / 3
+
+
+def test_a_failure_is_not_remembered(faulty: World, samples: Samples, room: Path) -> None:
+    (room / "bad").write_bytes(samples.ours.path.read_bytes()[:-30])
+    assert faulty.run("-e", room / "bad", "-d", room / "env").returncode == 125
+    done = faulty.run("-e", samples.ours.path, "-d", room / "env", "which-one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+
+
+def test_a_fast_decompressor_that_is_broken_is_not_needed(dash: World, samples: Samples, room: Path) -> None:
+    (room / "bin").mkdir()
+    for body in ("exit 1", "cat >/dev/null", "exec gzip -dc | head -c 5000", "kill -9 $$"):
+        (room / "bin/igzip").write_text(f"#!/bin/sh\n{body}\n")
+        (room / "bin/igzip").chmod(0o755)
+        for cores in ("1", "2"):
+            done = dash.run(
+                "-e", samples.ours.path, "-d", room / "env", "which-one",
+                env={"PATH": f"{room}/bin:{dash.path}", "CORES": cores},
+            )  # fmt: skip
+            assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+            shutil.rmtree(room / "env")
+
+
+# ---- races ----------------------------------------------------------------------------------------------------
+
+
+def stats(path: Path) -> list[dict[str, str]]:
+    return [dict(word.split("=", 1) for word in line.split()[2:]) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("count", [16, pytest.param(64, marks=pytest.mark.slow)])
+def test_simultaneous_first_runs(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int
+) -> None:
+    directory, lines = room / "deep/env", room / "stats"
+    running = [
+        faulty.start("-e", large.path, "-d", directory, "where", env={"PONCHO_STATS": str(lines)}) for _ in range(count)
+    ]
+    wrong = 0
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        wrong += (process.returncode, out, err) != (0, f"{directory}\n", "")
+    unpackings = sum(int(row["unpacked"]) for row in stats(lines))
+    print(f"{faulty.name}: first runs at once: {count}, unpacked: {unpackings}, wrong: {wrong}")
+    assert wrong == 0
+    assert (len(stats(lines)), unpackings) == (count, 1)
+    assert tree(directory) == large_tree
+    assert beside(directory) == ["env"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_simultaneous_first_runs_where_locks_do_nothing(
+    dash: World, large: tarballs.Tarball, large_tree: Tree, room: Path, existing: bool
+) -> None:
+    """As on a file system whose locks always succeed: more is unpacked than need be, and nothing is wrong."""
+    (room / "bin").mkdir()
+    (room / "bin/flock").write_text("#!/bin/sh\nexit 0\n")
+    (room / "bin/flock").chmod(0o755)
+    directory, lines = room / "deep/env", room / "stats"
+    if existing:
+        directory.mkdir(parents=True)
+    env = {"PATH": f"{room}/bin:{dash.path}", "PONCHO_STATS": str(lines)}
+    running = [dash.start("-e", large.path, "-d", directory, "where", env=env) for _ in range(8)]
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in running]
+    print(f"first runs at once without locks: 8, unpacked: {sum(int(row['unpacked']) for row in stats(lines))}")
+    assert ended == [(f"{directory}\n", "", 0)] * 8
+    assert tree(directory) == large_tree
+    assert beside(directory) == ["env"]
+
+
+def test_flock_that_fails_is_replaced(dash: World, samples: Samples, room: Path) -> None:
+    (room / "bin").mkdir()
+    (room / "bin/flock").write_text("#!/bin/sh\necho flock: No locks available >&2\nexit 71\n")
+    (room / "bin/flock").chmod(0o755)
+    lines = room / "stats"
+    env = {"PATH": f"{room}/bin:{dash.path}", "PONCHO_STATS": str(lines)}
+    running = [dash.start("-e", samples.ours.path, "-d", room / "env", "which-one", env=env) for _ in range(8)]
+    ended = [(*process.communicate(timeout=60), process.returncode) for process in running]
+    assert ended == [("one\n", "", 0)] * 8
+    assert sum(int(row["unpacked"]) for row in stats(lines)) == 1
+
+
+def test_two_environments_want_one_directory(faulty: World, samples: Samples, room: Path) -> None:
+    wrong = 0
+    for number in range(4):
+        directory = room / f"env {number}"
+        both = [(samples.ours, "one\n"), (samples.other, "two\n")] * 4
+        running = [(faulty.start("-e", tarball.path, "-d", directory, "which-one"), word) for tarball, word in both]
+        ended = [(*process.communicate(timeout=60), process.returncode, word) for process, word in running]
+        served = {out for out, err, status, word in ended if status == 0}
+        wrong += len(served) != 1
+        for out, err, status, word in ended:
+            if word in served:
+                wrong += (out, status) != (word, 0)
+            else:
+                wrong += (out, status) != ("", 125) or "another environment" not in err
+    print(f"{faulty.name}: two environments for one directory: 4 × 8 runs, wrong: {wrong}")
+    assert wrong == 0
+
+
+def test_a_stopped_holder_is_waited_for_so_long_and_no_longer(
+    faulty: World, large: tarballs.Tarball, room: Path
+) -> None:
+    directory = room / "env"
+    process = slowed(faulty, room.parent).start("-e", large.path, "-d", directory, "where")
+    wait_until(lambda: list(room.glob(".poncho-new.*/env")), "it does not begin")
+    os.killpg(process.pid, signal.SIGSTOP)
+    done = faulty.run("-e", large.path, "-d", directory, "-w", "0", "where")
+    assert (done.returncode, done.stdout) == (124, "")
+    started = time.monotonic()
+    done = faulty.run("-e", large.path, "-d", directory, "-w", "2", "where")
+    assert (done.returncode, done.stdout) == (124, "")
+    assert "waited 2 s" in done.stderr
+    assert time.monotonic() - started >= 1.5
+    waiting = faulty.start("-e", large.path, "-d", directory, "where")
+    os.killpg(process.pid, signal.SIGCONT)
+    for run in (process, waiting):
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, out, err) == (0, f"{directory}\n", "")
+
+
+def test_a_waiting_run_can_be_ended(faulty: World, large: tarballs.Tarball, room: Path) -> None:
+    process = slowed(faulty, room.parent).start("-e", large.path, "-d", room / "env", "where")
+    wait_until(lambda: list(room.glob(".poncho-new.*/env")), "it does not begin")
+    os.killpg(process.pid, signal.SIGSTOP)
+    waiting = faulty.start("-e", large.path, "-d", room / "env", "where")
+    wait_until(lambda: len(processes(waiting.pid)) >= 3, "it does not wait")
+    waiting.terminate()
+    out, err = waiting.communicate(timeout=10)
+    assert (waiting.returncode, out, err) == (-signal.SIGTERM, "", "")
+    all_ended(waiting.pid)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == f"{room}/env\n"
+
+
+def test_the_tarball_is_replaced_while_it_is_unpacked(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, samples: Samples, room: Path
+) -> None:
+    tarball = room / "t.tar.gz"
+    for number in range(4):
+        shutil.copy(large.path, tarball)
+        shutil.copy(samples.other.path, room / "other")
+        directory = room / f"env {number}"
+        process = slowed(faulty, room.parent).start("-e", tarball, "-d", directory, "where", env={"CORES": "2"})
+        wait_until(lambda: list(room.glob(".poncho-new.*/env/*")), "it does not begin")
+        os.rename(room / "other", tarball)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, f"{directory}\n", "")
+        assert tree(directory) == large_tree
+        assert faulty.run("-e", tarball, "-d", directory, "where").returncode == 125
+
+
+def test_the_tarball_is_written_over_while_it_is_unpacked(dash: World, room: Path, samples: Samples) -> None:
+    """A foreign one, so that no checksum of ours tells: read whole before the change, checked after it."""
+    tarball = room / "t.tar.gz"
+    shutil.copy(samples.venv.path, tarball)
+    (room / "bin").mkdir()
+    (room / "bin/cksum").write_text(f"#!/bin/sh\n/usr/bin/cksum\ncat {samples.other.path} >{tarball}\n")
+    (room / "bin/cksum").chmod(0o755)
+    done = dash.run("-e", tarball, "-d", room / "env", "true", env={"PATH": f"{room}/bin:{dash.path}"})
+    assert done.returncode == 125
+    assert "changed" in done.stderr
+    assert not (room / "env").exists()
+
+
+# ---- what deaths leave behind -----------------------------------------------------------------------------------
+
+
+def boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def dead_owner(**change: str) -> str:
+    """A signature of somebody who is no more: this process number is in use, but began at another time."""
+    parts = {
+        "host": os.uname().nodename, "boot": boot(), "space": os.readlink("/proc/self/ns/pid"), "pid": str(os.getpid()),
+        "start": "1",
+    }  # fmt: skip
+    return " ".join({**parts, **change}.values()) + "\n"
+
+
+def living_owner(**change: str) -> str:
+    start = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    return dead_owner(start=start, **change)
+
+
+@pytest.mark.parametrize(
+    "leftover",
+    ["empty ready", "short ready", "unclosed quote", "mark", "empty mark", "private inside", "private beside", "unsigned",
+     "lock file", "empty lock file", "another boot", "no pid"],
+)  # fmt: skip
+def test_leftovers_of_the_dead_are_cleaned(
+    faulty: World, samples: Samples, unpacked: Tree, room: Path, leftover: str
+) -> None:
+    """As after a kill at the worst moment, or a power cut that lost what had been written last."""
+    directory = room / "env"
+    if leftover in ("empty ready", "short ready", "unclosed quote", "mark", "empty mark", "another boot"):
+        assert faulty.run("-e", samples.ours.path, "-d", directory).returncode == 0
+        (directory / "lib/name").write_text("")
+        (directory / "bin/extra").write_text("x")
+        ready = directory / "poncho/ready"
+        if leftover == "empty ready":
+            ready.write_text("")
+        elif leftover == "short ready":
+            ready.write_text(ready.read_text().replace("_poncho_found=ready\n", ""))
+        elif leftover == "unclosed quote":
+            ready.write_text(ready.read_text()[:110])
+        else:
+            ready.unlink()
+            text = {"mark": dead_owner(), "empty mark": "", "another boot": living_owner(boot="another")}[leftover]
+            (directory / ".poncho-unpacking").write_text(text)
+    elif leftover == "private inside":
+        private = directory / ".poncho-new.4194300.0/env/lib"
+        private.mkdir(parents=True)
+        (private.parents[1] / "owner").write_text(dead_owner())
+        (directory / "bin").mkdir()
+        (directory / ".poncho-unpacking").write_text(dead_owner())
+    elif leftover in ("private beside", "unsigned", "no pid"):
+        name = ".poncho-new.env.no pid.0" if leftover == "no pid" else ".poncho-new.env.4194300.0"
+        private = room / name / "env/lib"
+        private.mkdir(parents=True)
+        (private / "file").write_text("x")
+        private.chmod(0o500)
+        if leftover == "private beside":
+            (room / name / "owner").write_text(dead_owner())
+    elif leftover == "lock file":
+        (room / ".poncho-lock.env.held").write_text(dead_owner())
+    else:
+        (room / ".poncho-lock.env.held").write_text("")
+    done = faulty.run("-e", samples.ours.path, "-d", directory, "-w", "20", "which-one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+    assert tree(directory) == unpacked
+    assert beside(directory) == ["env"]
+
+
+def test_the_work_of_the_living_is_not_touched(faulty: World, samples: Samples, room: Path) -> None:
+    for number, owner in enumerate((living_owner(), dead_owner(host="elsewhere"), dead_owner(space="pid:[1]"))):
+        directory = room / f"env {number}"
+        directory.mkdir()
+        (directory / "bin").mkdir()
+        (directory / ".poncho-unpacking").write_text(owner)
+        private = room / f".poncho-new.env {number}.1.0"
+        private.mkdir()
+        (private / "owner").write_text(owner)
+        done = faulty.run("-e", samples.ours.path, "-d", directory, "-w", "1", "which-one")
+        assert (done.returncode, done.stdout) == (124, "")
+        assert private.exists()
+        assert sorted(path.name for path in directory.iterdir()) == [".poncho-unpacking", "bin"]
+        done = faulty.run("-e", directory, "which-one")
+        assert (done.returncode, done.stdout) == (125, "")
+        shutil.rmtree(private)
+        (directory / ".poncho-unpacking").unlink()
+
+
+def test_a_lock_of_another_machine_is_not_waited_for_for_ever(dash: World, samples: Samples, room: Path) -> None:
+    world = dash
+    world.path = path_without(room.parent / "bin", "flock")
+    held = room / ".poncho-lock.env.held"
+    held.write_text(dead_owner(host="elsewhere"))
+    done = world.run("-e", samples.ours.path, "-d", room / "env", "-w", "2", "which-one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+    # one of this machine, alive, is
+    held.write_text(living_owner())
+    done = world.run("-e", samples.ours.path, "-d", room / "env2", "-w", "1", "which-one")
+    assert done.returncode == 0  # another directory
+    held.rename(room / ".poncho-lock.env3.held")
+    done = world.run("-e", samples.ours.path, "-d", room / "env3", "-w", "1", "which-one")
+    assert done.returncode == 124
+
+
+def test_a_conda_unpack_that_works_in_place_is_killed(faulty: World, room: Path) -> None:
+    """The shells die and conda-unpack does not: the next run must not give it a new DIR to write into."""
+    slow = tarballs.STRANGE_CONDA_UNPACK.replace("sed ", f": >'{room}/started'; sleep 1; echo >>\"$prefix/ran\"; sed ")
+    tarball = tarballs.conda_pack(room / "t.tar.gz", activate=False, unpack=slow)
+    directory = room / "env"
+    for victims in ("shells", "group"):
+        process = faulty.start("-e", tarball.path, "-d", directory, "tool")
+        wait_until(lambda: (room / "started").exists(), "it does not begin")
+        shells = [
+            pid for pid, words in processes(process.pid).items() if any("poncho_package_run" in word for word in words)
+        ]
+        for pid in shells:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if victims == "group":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        done = faulty.run("-e", tarball.path, "-d", directory, "tool")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", "")
+        process.communicate()
+        all_ended(process.pid)
+        assert (directory / "ran").read_text() == "\n"
+        assert faulty.run("-e", tarball.path, "-d", directory, "tool").stdout == f"{directory}\n"
+        shutil.rmtree(directory)
+        (room / "started").unlink()
+
+
+# ---- surroundings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o000, 0o027])
+def test_umask(faulty: World, samples: Samples, unpacked: Tree, room: Path, mask: int) -> None:
+    old = os.umask(mask)
+    try:
+        done = faulty.run("-e", samples.ours.path, "-d", room / "p/env", "sh", "-c", "umask; which-one")
+    finally:
+        os.umask(old)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{mask:04o}\none\n", "")
+    assert tree(room / "p/env") == unpacked
+    assert (room / "p").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_no_home(faulty: World, samples: Samples, room: Path) -> None:
+    words = ["env", "-i", f"PATH={faulty.path}", *faulty.argv("-e", samples.conda.path, "-d", room / "env", "which-one")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "conda\n", "")
+    words = ["/usr/bin/env", "-i", *faulty.argv("-e", samples.ours.path, "-d", room / "env2", "/bin/sh", "-c", "which-one")]
+    words[2] = shutil.which(words[2], path=faulty.path) or words[2]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+
+
+def test_an_ordinary_user(faulty: World, samples: Samples, public: Path) -> None:
+    user = ordinary(faulty, public)
+    mine = public / "mine"
+    mine.mkdir()
+    os.chown(mine, NOBODY, NOBODY)
+    env = {"TMPDIR": str(mine)}
+    for kind, word in (("ours", "one\n"), ("conda", "conda\n"), ("venv", "venv\n")):
+        tarball = Path(shutil.copy(getattr(samples, kind).path, public / f"{kind}.tar.gz"))
+        for _ in ("cold", "warm"):
+            done = user.run("-e", tarball, "-d", mine / kind, "which-one")
+            assert (done.returncode, done.stdout, done.stderr) == (0, word, "")
+        assert {path.lstat().st_uid for path in (mine / kind).rglob("*") if path.name != "source"} == {NOBODY}
+        done = user.run("-e", tarball, "which-one", env=env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, word, "")
+        assert sorted(path.name for path in mine.iterdir() if path.name.startswith("poncho-run")) == []
+        # root's directory: ready and readable is enough; not ready, it is not ours to fill
+        assert faulty.run("-e", tarball, "-d", public / kind, "which-one").stdout == word
+        done = user.run("-e", tarball, "-d", public / kind, "which-one")
+        assert (done.returncode, done.stdout, done.stderr) == (0, word, "")
+    done = user.run("-e", public / "ours.tar.gz", "-d", public / "not allowed", "which-one")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert str(public) in done.stderr
+    # an empty directory that is the user's, in a parent that is not
+    (public / "given").mkdir()
+    os.chown(public / "given", NOBODY, NOBODY)
+    for _ in ("cold", "warm"):
+        done = user.run("-e", public / "conda.tar.gz", "-d", public / "given", "tool")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{public}/given\n", "")
+    assert sorted(path.name for path in (public / "given").glob(".poncho*") if "lock" not in path.name) == []
+
+
+def test_files_are_not_given_to_the_builders_user(faulty: World, samples: Samples, room: Path) -> None:
+    assert faulty.run("-e", samples.venv.path, "-d", room / "env").returncode == 0
+    assert {path.lstat().st_uid for path in (room / "env").rglob("*") if path.name != "source"} == {os.getuid()}
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[None]:
+    directory.mkdir(exist_ok=True)
+    if os.getuid() != 0:
+        pytest.skip("only root can mount")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def test_a_full_disk(faulty: World, large: tarballs.Tarball, room: Path) -> None:
+    with small_disk(room / "disk", "1m"):
+        done = faulty.run("-e", large.path, "-d", room / "disk/env", "where")
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "needs" in done.stderr
+        assert "free" in done.stderr
+        # one that does not say what it needs
+        foreign = tarballs.plain(room / "foreign", large.entries)
+        for cores in ("1", "2"):
+            done = faulty.run("-e", foreign.path, "-d", room / "disk/env", "where", env={"CORES": cores})
+            assert (done.returncode, done.stdout) == (125, "")
+            assert "No space" in done.stderr
+        assert list((room / "disk").glob(".poncho-new*")) == []
+        assert not (room / "disk/env").exists()
+    with small_disk(room / "disk", "60m"):
+        assert faulty.run("-e", large.path, "-d", room / "disk/env", "where").returncode == 0
+
+
+def test_a_directory_that_is_a_mount_point(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path) -> None:
+    with small_disk(room / "env", "80m"):
+        for _ in ("cold", "warm"):
+            done = faulty.run("-e", large.path, "-d", room / "env", "where")
+            assert (done.returncode, done.stdout, done.stderr) == (0, f"{room}/env\n", "")
+        assert tree(room / "env") == large_tree
+        assert beside(room / "env") == ["env"]
