@@ -1,0 +1,105 @@
+"""Builders: from a specification and a lock to a prefix, a directory that holds the whole environment.
+
+Each kind of environment has a builder behind one short protocol; what comes after (packing, caching, engines) sees only
+the ``Prefix``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from poncho_wq.errors import SpecError
+from poncho_wq.progress import OnProgress
+
+if TYPE_CHECKING:
+    from poncho_wq.lock import Lock
+    from poncho_wq.spec import EnvSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileGroup:
+    """The files of one package.
+
+    ``files`` are POSIX paths relative to the prefix, sorted: files, symbolic links, and directories that are empty
+    (those end in ``/``).  ``version`` is None where there is none to tell.
+    """
+
+    name: str
+    version: str | None
+    kind: Literal["interpreter", "pip", "conda", "data", "other"]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relocation:
+    """A file that names the place it is installed in, and is edited when that place is known.
+
+    ``path`` is relative to the prefix; ``places`` are (offset, length) pairs in bytes: the offset of the placeholder
+    and, for a binary, the length of the zero-terminated text it begins (for text, of the placeholder).
+    """
+
+    path: str
+    kind: Literal["text", "binary"]
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A built prefix, ready to pack: every file below ``path`` is in exactly one of ``groups``.
+
+    ``python`` is the full version (``"3.11.7"``), None without an interpreter; ``platform`` as in ``Target``; ``glibc``
+    the highest version that any binary asks for (``"2.34"``), None when none does.
+    """
+
+    path: Path
+    python: str | None
+    platform: str
+    glibc: str | None
+    groups: tuple[FileGroup, ...]
+    relocations: tuple[Relocation, ...] = ()
+    placeholder: str | None = None
+
+
+class Builder(Protocol):
+    """Makes environments of one kind."""
+
+    def interpreter(self) -> str | None:
+        """What identifies the interpreter in ``Target``; None when the lock decides it.  Cheap, as every hit asks."""
+
+    def lock(self, spec: EnvSpec, on_progress: OnProgress) -> Lock:
+        """Solve ``spec`` to exact packages.  Raises ``SolveError``, ``FetchError``, ``BuildError``, ``SpecError``."""
+
+    def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
+        """Make the environment in ``prefix``, which does not exist yet.  Raises ``BuildError``, ``FetchError``."""
+
+
+def builder_for(
+    spec: EnvSpec, *, cache_root: Path | None = None, platform: str | None = None, offline: bool = False
+) -> Builder:
+    """The builder for ``spec``.
+
+    ``cache_root`` is where it may keep downloads (default: the cache's own), ``platform`` the workers' (default: this
+    machine's), and ``offline`` forbids it the network.  Raises ``SpecError`` for what no builder can build.
+    """
+    for section, present in (("git", spec.git), ("http", spec.http)):
+        if present:
+            raise SpecError(
+                f"this version of poncho_wq cannot build environments with a {section!r} section yet",
+                path=section,
+                advice="it builds environments of packages: list them under conda or pip",
+            )
+    if spec.conda is not None:
+        from poncho_wq.build.conda import CondaBuilder
+
+        return CondaBuilder(cache_root=cache_root, platform=platform, offline=offline)
+    from poncho_wq.build.host import HostBuilder
+    from poncho_wq.platforms import host_platform
+
+    if platform not in (None, host_platform()):
+        raise SpecError(
+            f"without a conda section an environment takes this machine's Python, which is for {host_platform()}",
+            advice=f"give the specification a conda section, or build it on a {platform} machine",
+        )
+    return HostBuilder(cache_root=cache_root, offline=offline)

@@ -1,0 +1,235 @@
+"""The host builder: an environment around a copy of the interpreter that runs the manager, with packages by uv.
+
+``HostBuilder.build`` tells the story.  The prefix it makes needs nothing of this machine and runs wherever it is put.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from poncho_wq.build import FileGroup, Prefix, elf
+from poncho_wq.build.interpreter import Interpreter, installed_versions
+from poncho_wq.build.packages import settle_packages
+from poncho_wq.build.records import Distribution
+from poncho_wq.build.stdlib import copy_interpreter
+from poncho_wq.build.uv import Uv
+from poncho_wq.errors import BuildError, SpecError
+from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
+from poncho_wq.platforms import host_platform
+from poncho_wq.progress import OnProgress, Progress
+from poncho_wq.spec import EnvSpec
+
+
+class HostBuilder:
+    """Builds specifications without a conda section; see ``Builder`` for what each method promises.
+
+    ``cache_root`` is where downloads are kept (in ``uv/``, unless ``$UV_CACHE_DIR`` says otherwise); ``python`` the
+    interpreter to copy (default: the one that runs this).  ``offline`` forbids the network.
+    """
+
+    def __init__(
+        self, *, cache_root: Path | None = None, python: Interpreter | None = None, offline: bool = False
+    ) -> None:
+        self._python = python or Interpreter.running()
+        self._offline = offline
+        self._cache_root = cache_root
+
+    def interpreter(self) -> str:
+        return self._python.identity
+
+    def lock(self, spec: EnvSpec, on_progress: OnProgress) -> Lock:
+        self._check_python(spec)
+        packages: tuple[LockedPackage, ...] = ()
+        if spec.pip:
+            on_progress(Progress(stage="resolve", detail=_count(len(spec.pip), "requirement")))
+            try:
+                packages = self._solve(spec)
+            except OSError as error:  # a full disk, as a rule
+                raise BuildError(f"could not resolve the packages: {error}") from error
+        return Lock(
+            python=self._python.version, interpreter=self._python.identity, platform=host_platform(), packages=packages
+        )
+
+    def _solve(self, spec: EnvSpec) -> tuple[LockedPackage, ...]:
+        with _work_directory() as work:
+            solved = self._uv().compile(
+                spec.pip,
+                preferred=installed_versions(),
+                python=self._python.executable,
+                glibc=spec.glibc,
+                platform=host_platform(),
+                work=work,
+            )
+        return packages_from_pylock(solved)
+
+    def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
+        self._check_python(spec)
+        self._check_lock(lock)
+        try:
+            return self._build(spec, lock, prefix, on_progress)
+        except OSError as error:  # a full disk, as a rule
+            raise BuildError(f"could not build the environment in {prefix}: {error}") from error
+
+    def _build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
+        python = self._python
+        on_progress(Progress(stage="install", detail=f"Python {python.version}"))
+        copy_interpreter(python, prefix, os.environ)
+        of_interpreter = list_files(prefix)
+        check_glibc(spec.glibc, highest_glibc(prefix), what=f"Python {python.version} of this machine")
+
+        self._install(spec, lock, prefix, on_progress)
+        private = [self._uv().cache, Path(tempfile.gettempdir())]
+        installed = settle_packages(python, prefix, os.environ, private=private)
+
+        highest = highest_glibc(prefix)
+        check_glibc(spec.glibc, highest, what="a package")
+        return Prefix(
+            path=prefix,
+            python=python.version,
+            platform=host_platform(),
+            glibc=None if highest is None else highest[0],
+            groups=group_files(python, prefix, of_interpreter, installed),
+        )
+
+    def _install(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
+        total = len(lock.packages)
+        if not total:
+            return
+        on_progress(Progress(stage="install", detail=_count(total, "package"), done=0, total=total, unit="packages"))
+        with _work_directory() as work:
+            self._uv().install(
+                [requirement_line(package, spec) for package in lock.packages],
+                prefix=prefix,
+                python=self._python.executable,
+                glibc=spec.glibc,
+                platform=lock.platform,
+                all_hashed=all(package.sha256 for package in lock.packages),
+                work=work,
+            )
+        on_progress(
+            Progress(stage="install", detail=_count(total, "package"), done=total, total=total, unit="packages")
+        )
+
+    def _uv(self) -> Uv:
+        root = self._cache_root
+        if root is None:
+            from poncho_wq.cache import default_root
+
+            root = default_root()
+        return Uv(cache=root / "uv", environment={**os.environ, "UV_OFFLINE": "1"} if self._offline else None)
+
+    def _check_python(self, spec: EnvSpec) -> None:
+        have = self._python.version
+        if spec.python is not None and have != spec.python and not have.startswith(f"{spec.python}."):
+            raise SpecError(
+                f"the environment takes the interpreter that runs the manager, which is {have}, not {spec.python}",
+                path="python",
+                advice=f'run the manager with Python {spec.python}, or take out "python", or ask conda for it: '
+                f'"conda": {{"channels": ["conda-forge"], "packages": ["python={spec.python}"]}}',
+            )
+
+    def _check_lock(self, lock: Lock) -> None:
+        mine = (self._python.version, host_platform())
+        if (lock.python, lock.platform) != mine:
+            raise BuildError(
+                f"the lock is for Python {lock.python} on {lock.platform}, and this is Python {mine[0]} on {mine[1]}",
+                advice="build it with the Python that it was locked for, or lock the environment again",
+            )
+
+
+def requirement_line(package: LockedPackage, spec: EnvSpec) -> str:
+    """``package`` as a line of a requirements file, with its hashes.  Local files are found by the specification."""
+    from packaging.requirements import Requirement
+
+    if package.url is None:
+        line = f"{package.name}=={package.version}"
+    else:
+        given = {_normal(each.name): each.url for each in map(Requirement, spec.pip) if each.url}
+        url = given.get(package.name) or package.url
+        if package.commit:
+            address, hash_mark, fragment = url.partition("#")
+            scheme, _, rest = address.partition("://")
+            path, at, _reference = rest.rpartition("@")
+            rest = path if at and "/" in path else rest  # not the @ of user@host
+            url = f"{scheme}://{rest}@{package.commit}{hash_mark}{fragment}"
+        line = f"{package.name} @ {url}"
+    return " ".join([line, *(f"--hash=sha256:{digest}" for digest in package.sha256)])
+
+
+def _normal(name: str) -> str:
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(name)
+
+
+def list_files(prefix: Path) -> list[str]:
+    """Everything in ``prefix``, relative to it and sorted: files, symbolic links, empty directories with a ``/``."""
+    found = []
+    for directory, subdirectories, files in os.walk(prefix):
+        here = os.path.relpath(directory, prefix)
+        links = [name for name in subdirectories if os.path.islink(os.path.join(directory, name))]
+        found += [os.path.normpath(os.path.join(here, name)) for name in (*files, *links)]
+        if not files and not subdirectories and here != ".":
+            found.append(f"{here}/")
+    return sorted(found)
+
+
+def group_files(
+    python: Interpreter, prefix: Path, of_interpreter: list[str], installed: list[Distribution]
+) -> tuple[FileGroup, ...]:
+    """Each file of ``prefix`` in the group of the distribution that lists it, of the interpreter, or of neither."""
+    left = set(list_files(prefix))
+    groups = []
+    for distribution in installed:
+        mine = left.intersection(distribution.files)
+        left -= mine
+        groups.append(
+            FileGroup(name=distribution.name, version=distribution.version, kind="pip", files=tuple(sorted(mine)))
+        )
+    base = left.intersection(of_interpreter)
+    groups.insert(0, FileGroup(name="python", version=python.version, kind="interpreter", files=tuple(sorted(base))))
+    if left - base:
+        groups.append(FileGroup(name="other", version=None, kind="other", files=tuple(sorted(left - base))))
+    return tuple(groups)
+
+
+def highest_glibc(prefix: Path) -> tuple[str, str] | None:
+    """The highest glibc that any binary in ``prefix`` for this machine asks for, and that binary; None if none does."""
+    highest: tuple[tuple[int, ...], str] | None = None
+    for path, facts in elf.scan(prefix):
+        if facts.glibc and facts.for_this_machine and (highest is None or facts.glibc > highest[0]):
+            highest = (facts.glibc, os.path.relpath(path, prefix))
+    return None if highest is None else (".".join(map(str, highest[0])), highest[1])
+
+
+def check_glibc(allowed: str | None, needed: tuple[str, str] | None, *, what: str) -> None:
+    """Raise ``BuildError`` when ``needed`` is newer than what the specification allows."""
+    if allowed is None or needed is None or _numbers(needed[0]) <= _numbers(allowed):
+        return
+    raise BuildError(
+        f"{what} needs glibc {needed[0]}, and the specification allows {allowed} at most (file {needed[1]})",
+        advice='build on a machine with an older C library, take Python from conda ("conda" section), or raise "glibc"',
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def _work_directory() -> Iterator[Path]:
+    """A private directory for uv's input and output, gone afterwards.  Nothing above it is a project of the user's."""
+    path = Path(tempfile.mkdtemp(prefix="poncho-uv-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
