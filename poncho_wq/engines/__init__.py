@@ -1,0 +1,1 @@
+"""Engines: thin adapters between tasks and what runs them, all on ``core``."""

@@ -1,0 +1,339 @@
+"""What every engine shares: a function or a command, and an environment → a command line and files.
+
+An engine's own task class holds a ``Job``.  At submission the engine asks the job for its ``Plan`` and attaches what
+that names by the engine's own means; when the task is done it asks for the ``outcome``.  Nothing about environments is
+decided anywhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poncho_wq import local_code, payload, staging
+from poncho_wq.analyze import reach_of_call
+from poncho_wq.engines.shadowing import refuse_shadowing
+from poncho_wq.errors import EngineError
+from poncho_wq.wrapper import wrapper_digest, wrapper_path
+
+if TYPE_CHECKING:
+    from poncho_wq.analysis.model import Reach
+    from poncho_wq.prepare import Environment, EnvironmentLike
+
+# One argument of an exec is at most 128 KiB on Linux (MAX_ARG_STRLEN), and the whole command is one argument of
+# `sh -c`; quoting may lengthen it.  A longer command travels as a file.
+COMMAND_LIMIT = 32 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What to hand to an engine.
+
+    ``command``: one shell line.  ``cached``: (local path, remote name) of inputs that all tasks share.  ``inputs``: the
+    same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name).
+    """
+
+    environment: Environment
+    command: str
+    cached: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachment:
+    """An environment as seen by an engine: the shared inputs, and what goes before the command.
+
+    Two words for the shell: ``python`` is the environment's interpreter, ``workspace`` a directory that lasts for as
+    long as the worker, for what its tasks share; "." is a task's own, and shared by none.
+    """
+
+    cached: tuple[tuple[str, str], ...]
+    prefix: str
+    python: str = "python3"
+    workspace: str = "."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Means:
+    """How an engine gets from what the user gave to an environment, and from that to inputs and a command's prefix."""
+
+    prepared: Callable[[EnvironmentLike], Environment]
+    attach: Callable[[Environment], Attachment]
+
+
+class Job:
+    """What one task is to do, whatever the engine: made once, planned once, perhaps run several times.
+
+    ``Job(function, args, kwargs)`` or ``Job("shell text", (), {"environment": E})``.  Raises ``TypeError`` for
+    arguments that the function does not take, ``EngineError`` for what cannot be sent, ``AnalysisError`` for local code
+    that is not Python.
+    """
+
+    __slots__ = (
+        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "command", "function", "plan",
+    )  # fmt: skip
+
+    def __init__(self, work: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.plan: Plan | None = None
+        self.command: str | None = None
+        self.function: Callable[..., Any] | None = None
+        self._reach: Reach | None = None
+        self._code: local_code.LocalCode | None = None
+        if isinstance(work, str):
+            self._given: Any = kwargs.pop("environment", None)
+            if args or kwargs:
+                raise TypeError("a command task takes the command and environment= only")
+            self.set_command(work)
+            return
+        if not callable(work):
+            raise TypeError(f"PonchoTask takes a function or the text of a command, not {type(work).__name__}")
+        self._given = split_arguments(work, args, kwargs)
+        self.function = work
+        self._reach = reach = reach_of_call(work, args, kwargs)
+        self._function_file = payload.pickle_function(work, reach.by_value)
+        self._arguments = payload.pickle_arguments(args, kwargs, reach.by_value)
+        self._code = local_code.pack_local(reach)
+        self._result = staging.OwnFile("-result")
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of the archive of local modules that the task ships; 0 when it ships none."""
+        return 0 if self._code is None else self._code.size
+
+    def set_command(self, command: str) -> None:
+        """Replace a command task's text.  Raises ``EngineError`` for a function task, and for a text with a NUL."""
+        if self.function is not None:
+            raise EngineError("a function task has no command to specify")
+        if self.plan is not None:
+            raise EngineError("the task has been submitted: its command can no longer change")
+        if "\0" in command:
+            raise EngineError("a command cannot hold a NUL character")
+        self.command = command
+
+    def set_environment(self, E: EnvironmentLike) -> None:
+        """The environment to run in.  Raises ``EngineError`` after submission."""
+        if self.plan is not None:
+            raise EngineError(
+                "the task has been submitted: its environment can no longer change",
+                advice="call specify_environment before submit, or submit a clone",
+            )
+        self._given = E
+
+    def clone(self) -> Job:
+        """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
+        new = Job.__new__(Job)
+        for name in ("command", "function", "_given", "_reach", "_code"):
+            setattr(new, name, getattr(self, name))
+        new.plan = None
+        if self.plan is not None:
+            new._given = self.plan.environment
+        if self.function is not None:
+            new._function_file, new._arguments = self._function_file, self._arguments
+            new._result = staging.OwnFile("-result")
+        return new
+
+    def prepare(self, means: Means | None = None) -> Plan:
+        """The plan, worked out at the first call, which may analyze and build.
+
+        ``means``: how the engine brings environments to its workers; default: a tarball and the wrapper.  Raises what
+        ``prepare.environment`` raises, and ``EngineError`` when task and environment do not fit.
+        """
+        if self.plan is not None:
+            return self.plan
+        means = means or Means(prepared=prepared, attach=attach)
+        plan = self._plan_command(means) if self.function is None else self._plan_function(means)
+        self.plan = plan
+        return plan
+
+    def outcome(self) -> payload.Outcome | None:
+        """What the function left, read from the result that came back and then removed; None if there is none."""
+        found = payload.load_result(self._result.path)
+        self._result.remove()
+        return found
+
+    def _plan_command(self, means: Means) -> Plan:
+        if self._given is None:
+            raise EngineError(
+                "a command task needs an environment",
+                advice="pass environment=… or call specify_environment(…) before submit",
+            )
+        env = means.prepared(self._given)
+        attached = means.attach(env)
+        text = self.command or ""
+        if len(text) <= COMMAND_LIMIT:
+            command = f"{attached.prefix}/bin/sh -c {shlex.quote(text)}"
+            return Plan(environment=env, cached=attached.cached, command=command)
+        script = staging.share("poncho-command", text.encode(errors="surrogateescape"), ".sh")
+        self._function_file = script
+        command = f"{attached.prefix}/bin/sh ./{script.name}"
+        return Plan(environment=env, cached=(*attached.cached, (script.path, script.name)), command=command)
+
+    def _plan_function(self, means: Means) -> Plan:
+        env = self._environment_of(means)
+        check_python(env)
+        attached = means.attach(env)
+        cached = attached.cached
+        runner = payload.runner_archive()
+        arguments, pickled = self._arguments, self._function_file
+        # -s: the packages of whoever owns the worker are not the environment's.
+        call = f"{attached.python} -s ./{runner.name} {pickled.name} {arguments.word} {payload.RESULT_NAME}"
+        if self._code is not None:
+            refuse_shadowing(self._code.modules, env)
+            code = self._code.file
+            cached = (*cached, (code.path, code.name))
+            call += f" {code.name} {attached.workspace}"
+        return Plan(
+            environment=env,
+            command=attached.prefix + call,
+            cached=(*cached, (runner.path, runner.name), (pickled.path, pickled.name)),
+            inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
+            buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
+            outputs=((self._result.path, payload.RESULT_NAME),),
+        )
+
+    def _environment_of(self, means: Means) -> Environment:
+        if self._given is not None:
+            return means.prepared(self._given)
+        from poncho_wq.analysis.resolve import refuse_unresolved
+
+        assert self._reach is not None
+        # Not prepare.environment_for_function: the same in two steps, each of which remembers its answer.
+        return prepared(refuse_unresolved(self._reach).spec)
+
+
+def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Check the call and take our ``environment`` out of ``kwargs``, unless the function has a parameter of that name.
+
+    Returns the environment or None.  Raises ``TypeError`` as the call itself would.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Some built-in functions have none; they find out on the worker what they were given.
+        return kwargs.pop("environment", None)
+    given = None
+    if "environment" in kwargs and not _takes_environment(signature):
+        given = kwargs.pop("environment")
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise TypeError(f"{name}{signature}: {error}") from None
+    return given
+
+
+def _takes_environment(signature: inspect.Signature) -> bool:
+    parameters = signature.parameters.values()
+    return any(
+        p.kind is p.VAR_KEYWORD or (p.name == "environment" and p.kind is not p.POSITIONAL_ONLY) for p in parameters
+    )
+
+
+_prepared: dict[Any, Environment] = {}
+
+
+def prepared(E: EnvironmentLike, packages: tuple[str, ...] = ()) -> Environment:
+    """``prepare.environment(E, packages=…)``, asked once for what has not changed: thousands of tasks may share it."""
+    from poncho_wq import prepare
+
+    key = _key(E)
+    if key is None:
+        return prepare.environment(E, packages=packages)
+    key = key, packages
+    found = _prepared.get(key)
+    if found is None or not os.path.exists(found.tarball):
+        found = prepare.environment(E, packages=packages)
+        _prepared[key] = found
+    return found
+
+
+def _key(E: EnvironmentLike) -> Any:
+    """Something that changes whenever what ``E`` stands for may have changed; None when that cannot be said cheaply."""
+    from poncho_wq.spec import EnvSpec
+
+    where = os.environ.get("PONCHO_CACHE_DIR")
+    if isinstance(E, EnvSpec):
+        return E, where
+    try:
+        if isinstance(E, Mapping):
+            return json.dumps(E, sort_keys=True), where
+        if isinstance(E, (str, os.PathLike)) and not os.path.isdir(E):
+            return os.path.abspath(E), _stat_key(E), where
+    except (OSError, TypeError, ValueError):
+        # No such file, no JSON: whoever prepares it says so better.
+        pass
+    return None
+
+
+def _stat_key(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    info = os.stat(path)
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+_attachments: dict[tuple[str, str, int], Attachment] = {}
+
+
+def attach(environment: Environment) -> Attachment:
+    """The files and the command prefix that run a command in this environment.
+
+    Raises ``EngineError`` when the tarball is not there.
+    """
+    key = str(environment.tarball), environment.identity, os.getpid()
+    found = _attachments.get(key)
+    if found is None:
+        found = _attachments[key] = _attach(environment.tarball, environment.identity)
+    return found
+
+
+def _attach(tarball: Path, identity: str) -> Attachment:
+    if not tarball.is_file():
+        raise EngineError(f"{tarball}: the environment's tarball is not there", advice="prepare the environment again")
+    short = identity[: staging.DIGEST_LENGTH]
+    workspace = '"$WORK_QUEUE_SANDBOX"'
+    prefix = f"{workspace}/poncho-env-{identity[:32]}"
+    environment_name = f"poncho-env-{short}.tar.gz"
+    wrapper_name = f"poncho_package_run-{wrapper_digest()[:12]}"
+    return Attachment(
+        # By links: their names hold the content hash, and so does the path that Work Queue knows a file by.
+        cached=(
+            (staging.link(environment_name, tarball), environment_name),
+            (staging.link(wrapper_name, wrapper_path()), wrapper_name),
+        ),
+        prefix=(
+            f"exec sh ./{wrapper_name} -e {environment_name} --id {identity}"
+            f" --unpack-to {prefix} -- "
+        ),
+        # By its path: where the environment has none, the worker's own would be found on PATH.
+        python=f"{prefix}/bin/python3",
+        workspace=workspace,
+    )
+
+
+def check_python(environment: Environment) -> None:
+    """Refuse a function task whose environment has another minor version of Python than the manager's, or none.
+
+    Raises ``EngineError``.  Byte code is only good for the version that made it.
+    """
+    version = environment.python
+    # Of another tool's tarball neither is known.
+    if version is None and environment.platform is not None:
+        raise EngineError(
+            "the function's environment has no Python",
+            advice=f"add python={payload.PYTHON} to its specification, or submit a command task",
+        )
+    if version is None or ".".join(version.split(".")[:2]) == payload.PYTHON:
+        return
+    minor = ".".join(version.split(".")[:2])
+    raise EngineError(
+        f"the function runs on Python {payload.PYTHON} here, but its environment has Python {version}",
+        advice=f"use an environment with Python {payload.PYTHON}, run the manager with Python {minor}, "
+        "or submit a command task",
+    )

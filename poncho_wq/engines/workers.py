@@ -1,0 +1,108 @@
+"""Workers on this machine: real ``work_queue_worker`` processes, started and always ended by us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from poncho_wq.errors import EngineNotInstalled
+
+# A worker whose manager has gone leaves by itself after this many seconds, should we not live to end it.
+IDLE_SECONDS = 60
+# What a worker gets to finish its own clean-up after SIGTERM, before SIGKILL.
+GRACE_SECONDS = 5
+
+
+class LocalWorkers:
+    """``count`` workers of ``cores`` cores each, for the manager on ``port`` of this machine.
+
+    A context manager.  Each worker has a work directory of its own below ``directory`` (default: a temporary one), which
+    is removed with it.  ``environ`` is the workers' whole environment (default: this process's own).
+
+    Raises ``EngineNotInstalled`` when ``work_queue_worker`` is not on PATH.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        count: int = 1,
+        cores: int = 1,
+        directory: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        program = shutil.which("work_queue_worker")
+        if program is None:
+            raise EngineNotInstalled(
+                "work_queue_worker is not on PATH",
+                advice="install Debian's coop-computing-tools (apt-get), or conda's ndcctools (conda install -c conda-forge ndcctools)",
+            )
+        self.port = port
+        self._program = program
+        self._count = count
+        self._cores = cores
+        self._options = tuple(options)
+        self._environ = dict(os.environ if environ is None else environ)
+        self._parent = directory
+        self._root: Path | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> LocalWorkers:
+        self._root = Path(tempfile.mkdtemp(prefix="poncho-workers-", dir=self._parent))
+        try:
+            for _ in range(self._count):
+                self.start_one()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start_one(self) -> subprocess.Popen[bytes]:
+        """Start one more worker and return its process, the leader of a group of its own."""
+        if self._root is None:
+            raise RuntimeError("LocalWorkers is used outside its with block")
+        # Two workers in one directory would share what they unpack, and one's end would empty the other's.
+        home = Path(tempfile.mkdtemp(prefix="worker-", dir=self._root))
+        with (home / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    self._program, "-s", str(home), "--cores", str(self._cores), "-t", str(IDLE_SECONDS), *self._options,
+                    "127.0.0.1", str(self.port),
+                ],
+                env=self._environ, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End every worker and remove their directories; safe to call twice."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            # Its tasks are in its group; a worker that was killed leaves them behind.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.processes.clear()
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+            self._root = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,325 @@
+"""Runs on the worker: loads a function and its arguments, calls it, and leaves what came of it in a file.
+
+    python3 ARCHIVE FUNCTION ARGUMENTS RESULT [CODE [PLACE]]
+
+ARCHIVE is the zip that ``poncho_wq.payload`` makes: this file as ``__main__`` and the manager's cloudpickle under the
+private name ``_poncho_cloudpickle``.  FUNCTION is a file; ARGUMENTS either ``@file`` or base64 text; CODE an archive
+(zip) of the user's own modules, which is unpacked in the directory PLACE (default: here) under its own name, once for
+all tasks that name the same place.  The standard library only, Python 3.7 or later: nothing of the manager's is
+installed here.
+
+RESULT is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and B
+bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
+
+    value     the pickle is what the function returned          0
+    raised    the pickle is the exception, or empty if it has none     1
+    exit      the function called sys.exit(); message is the argument  as Python would
+    failed    message says what went wrong around the function          1
+
+Why a private name: a pickle made by one version of cloudpickle names that version's inner functions, so it must be
+loaded by the same one, whatever version (or none) the environment has for the function's own use.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+
+# `typing` would cost every task a few milliseconds, as `pathlib` and `json` would: hence os.path and plain text here.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Any
+
+_FORMAT = b"poncho-result 1 %s %d %d\n"
+_PRIVATE = "_poncho_cloudpickle"
+
+
+class _Loader(pickle.Unpickler):
+    """An unpickler that takes cloudpickle's own helpers from the archive."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "cloudpickle" or module.startswith("cloudpickle."):
+            module = _PRIVATE + module[len("cloudpickle") :]
+        return super().find_class(module, name)
+
+
+class _Problem(Exception):
+    """Something around the function went wrong; the message is for the user."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one task; returns the exit status."""
+    function_file, arguments, result_file = argv[:3]
+    try:
+        _set_path(*argv[3:5])
+        function, args, kwargs = _load(function_file, arguments)
+    except _Problem as problem:
+        return _leave(result_file, b"failed", _text_of(problem.__cause__), str(problem))
+    except BaseException as error:
+        return _leave(result_file, b"failed", _text_of(error), "could not be started: " + _one_line(error))
+    try:
+        value = function(*args, **kwargs)
+    except SystemExit as stop:
+        return _exited(result_file, stop)
+    except BaseException as error:
+        return _raised(result_file, error)
+    return _returned(result_file, value)
+
+
+def _set_path(code: str | None = None, place: str = ".") -> None:
+    """The task's own directory can be imported from, after everything else, so that no file in it hides a package."""
+    # Python put the archive first; what it holds is found by its private name only.
+    sys.path.append(sys.path.pop(0))
+    if code is not None:
+        directory = _unpacked(code, place)
+        _refuse_shadowing(directory, sys.path)
+        sys.path.append(directory)
+    sys.path.append(os.getcwd())
+
+
+def _unpacked(code: str, place: str) -> str:
+    """The directory with what the archive holds.
+
+    Not imported from the zip itself, where data beside a module could not be opened and extension modules not loaded.
+    It gets its name by one rename when it is whole, so that whoever finds it can use it.
+    """
+    directory = os.path.join(os.path.abspath(place), os.path.splitext(os.path.basename(code))[0])
+    if os.path.isdir(directory):
+        return directory
+    try:
+        partial = _new_directory(directory)
+        try:
+            _unpack(code, partial)
+            os.rename(partial, directory)
+        except BaseException:
+            import shutil
+
+            shutil.rmtree(partial, ignore_errors=True)
+            # Another task was quicker.
+            if not os.path.isdir(directory):
+                raise
+    except Exception as error:
+        raise _Problem("the task's local code cannot be unpacked: " + _one_line(error)) from error
+    return directory
+
+
+def _new_directory(directory: str) -> str:
+    # Containers may share a disk and yet count their processes each by themselves.
+    for number in range(10000):
+        try:
+            partial = f"{directory}.{os.getpid()}.{number}"
+            os.mkdir(partial)
+            return partial
+        except FileExistsError:
+            continue
+    raise FileExistsError(directory)
+
+
+def _unpack(code: str, directory: str) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(code) as archive:
+        for info in archive.infolist():
+            path = archive.extract(info, directory)
+            # Which zipfile leaves to others; a package may have programs among its data.
+            if (info.external_attr >> 16) & 0o100:
+                os.chmod(path, os.stat(path).st_mode | 0o111 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _refuse_shadowing(directory: str, path: list[str], package: str = "") -> None:
+    """Refuse modules that the environment, searched at ``path``, has as well; of a namespace both may have parts."""
+    from importlib.machinery import PathFinder
+
+    for name in sorted(os.listdir(directory)):
+        module = name.partition(".")[0]
+        if not module.isidentifier() or name.endswith((".dist-info", ".egg-info")):
+            continue
+        # By its last name, whatever package it is in: a dotted one would be looked for among what is imported.
+        found = PathFinder.find_spec(module, path)
+        if found is None:
+            continue
+        inner = os.path.join(directory, name)
+        if found.origin is None and os.path.isdir(inner) and not os.path.exists(os.path.join(inner, "__init__.py")):
+            _refuse_shadowing(inner, [os.path.join(each, module) for each in path], package + module + ".")
+            continue
+        raise _Problem(
+            f"the module {package + module!r} is shipped with the task, but the environment has another one "
+            f"({found.origin or 'a package of several parts'}); rename yours, leave that package out of the "
+            "environment, or have the manager use the same package"
+        )
+
+
+def _load(function_file: str, arguments: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    with open(function_file, "rb") as file:
+        _check_header(file.readline())
+        try:
+            function = _Loader(file).load()
+        except BaseException as error:
+            raise _Problem("the function cannot be loaded in this environment: " + _one_line(error)) from error
+    try:
+        args, kwargs = _load_arguments(arguments)
+    except BaseException as error:
+        raise _Problem("the arguments cannot be loaded in this environment: " + _one_line(error)) from error
+    return function, args, kwargs
+
+
+def _check_header(line: bytes) -> None:
+    """``poncho-function 1 3.11``: by-value functions are byte code, which only the same minor version can run."""
+    made_by = line.split()[2].decode()
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if made_by != here:
+        raise _Problem(
+            f"the function was submitted from Python {made_by} but its environment has Python {here}; use an "
+            f"environment with Python {made_by}, or run the manager with Python {here}"
+        )
+
+
+def _load_arguments(word: str) -> Any:
+    import binascii
+    import io
+
+    if not word.startswith("@"):
+        return _Loader(io.BytesIO(binascii.a2b_base64(word))).load()
+    with open(word[1:], "rb") as file:
+        # A pickle begins with the byte 0x80, which no base64 text holds.
+        if file.read(1) != b"\x80":
+            file.seek(0)
+            return _Loader(io.BytesIO(binascii.a2b_base64(file.read()))).load()
+        file.seek(0)
+        return _Loader(file).load()
+
+
+def _returned(result_file: str, value: Any) -> int:
+    try:
+        _write(result_file, b"value", "", "", value)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            message = "the result could not be written: " + _one_line(error)
+        else:
+            message = f"the result, of type {_type_name(value)}, cannot be pickled: {_one_line(error)}"
+        return _leave(result_file, b"failed", _text_of(error), message)
+    return 0
+
+
+def _raised(result_file: str, error: BaseException) -> int:
+    text, line = _text_of(error), _one_line(error)
+    _say(text)
+    try:
+        _write(result_file, b"raised", text, line, error)
+    except BaseException:
+        # It cannot be pickled: its text has to do.
+        return _leave(result_file, b"raised", text, line)
+    return 1
+
+
+def _exited(result_file: str, stop: SystemExit) -> int:
+    """What the interpreter does with SystemExit: None is 0, a number is itself, anything else is printed and is 1."""
+    code = stop.code
+    if code is None:
+        code = 0
+    if not isinstance(code, int):
+        _say(str(code) + "\n")
+        _leave(result_file, b"exit", _text_of(stop), str(code))
+        return 1
+    _leave(result_file, b"exit", _text_of(stop), str(int(code)))
+    return int(code) & 0xFF
+
+
+def _leave(result_file: str, kind: bytes, text: str, message: str) -> int:
+    """Write a result without a pickle.  When even that cannot be written, stderr has it; the manager sees no result."""
+    if kind == b"failed":
+        _say("poncho_wq: " + message + "\n")
+    try:
+        _write(result_file, kind, text, message)
+    except OSError as error:
+        _say(f"poncho_wq: cannot write the result: {_one_line(error)}\n")
+    return 1
+
+
+def _write(result_file: str, kind: bytes, text: str, message: str, *value: Any) -> None:
+    """Publish the result by rename: a process that is killed while writing leaves none."""
+    trace, words = text.encode("utf-8", "replace"), message.encode("utf-8", "replace")
+    partial = result_file + ".partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(_FORMAT % (kind, len(trace), len(words)) + trace + words)
+            for item in value:
+                _dump(item, file)
+        os.replace(partial, result_file)
+    except BaseException:
+        try:
+            os.unlink(partial)
+        except OSError:
+            pass
+        raise
+
+
+def _dump(value: Any, file: IO[bytes]) -> None:
+    """Plain pickle, which most results are made for; cloudpickle for functions and classes that came by value."""
+    protocol = min(pickle.HIGHEST_PROTOCOL, 5)
+    start = file.tell()
+    try:
+        pickle.Pickler(file, protocol).dump(value)
+    except OSError:
+        raise
+    except Exception:
+        file.seek(start)
+        file.truncate()
+        import importlib
+
+        importlib.import_module(_PRIVATE).dump(value, file, protocol)
+
+
+def _text_of(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    import traceback
+
+    # The first frames are this file's, which say nothing to the user.
+    here, frames = _text_of.__code__.co_filename, error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == here:
+        frames = frames.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:
+        return _one_line(error) + "\n"
+
+
+def _one_line(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its str() fails)"
+    return f"{_type_name(error)}: {text}" if text else _type_name(error)
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _say(text: str) -> None:
+    """To stderr, if the function has left one, after what it printed."""
+    try:
+        sys.stdout.flush()
+    except Exception:
+        pass
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except Exception:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

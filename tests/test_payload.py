@@ -1,0 +1,374 @@
+"""What a function task ships, and what is read back."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import math
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poncho_wq import payload, runner, staging
+from poncho_wq.errors import EngineError
+
+SOURCE = Path(runner.__file__)
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner) | st.frozensets(st.text())
+    ),
+    max_leaves=20,
+)
+
+
+def run(function: Any, *args: Any, result: Path, code: Path | None = None, **kwargs: Any) -> tuple[int, str, Any]:
+    """Run a call as a worker would, with this interpreter; returns exit status, output and outcome."""
+    shipped = payload.pickle_function(function)
+    arguments = payload.pickle_arguments(args, kwargs)
+    word = arguments.word
+    if arguments.inline is None:
+        content = Path(arguments.file.path).read_bytes() if arguments.file else (arguments.text or "").encode()
+        (result.parent / payload.ARGUMENTS_NAME).write_bytes(content)
+    argv = [sys.executable, "-s", payload.runner_archive().path, shipped.path, word, str(result)]
+    done = subprocess.run(argv + ([str(code)] if code else []), text=True, cwd=result.parent, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)  # fmt: skip
+    return done.returncode, done.stdout, payload.load_result(result)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return tmp_path / payload.RESULT_NAME
+
+
+# -- arguments
+
+
+@given(args=st.lists(values, max_size=4).map(tuple), kwargs=st.dictionaries(st.text(), values, max_size=3))
+def test_arguments_come_out_as_they_went_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    arguments = payload.pickle_arguments(args, kwargs)
+    if arguments.inline is not None:
+        assert runner._load_arguments(arguments.word) == (args, kwargs)
+        assert len(arguments.inline) <= payload.INLINE_LIMIT
+        assert arguments.inline.isascii()
+    assert arguments.modules == frozenset()
+
+
+@pytest.mark.parametrize("size", [*range(1500, 1560, 7), 32_000, 32_768, 33_000, 1_000_000])
+def test_each_size_takes_its_way(size: int, result: Path) -> None:
+    blob = os.urandom(size)
+    arguments = payload.pickle_arguments((blob,), {})
+    assert [arguments.inline, arguments.text, arguments.file].count(None) == 2
+    name = result.parent / "arguments"
+    if arguments.inline is not None:
+        assert runner._load_arguments(arguments.inline) == ((blob,), {})
+    elif arguments.text is not None:
+        name.write_text(arguments.text)
+        assert runner._load_arguments(f"@{name}") == ((blob,), {})
+        # Work Queue takes the length of a buffer from the text, and text alone.
+        assert arguments.text.isascii()
+    else:
+        assert arguments.file is not None
+        assert runner._load_arguments(f"@{arguments.file.path}") == ((blob,), {})
+
+
+# -- functions
+
+
+def test_a_function_of_an_installed_package_goes_by_name() -> None:
+    import packaging.version
+
+    shipped = payload.pickle_function(packaging.version.parse)
+    content = Path(shipped.path).read_bytes()
+    assert b"packaging" in content
+    assert len(content) < 200
+
+
+def test_local_helpers_go_by_value_and_the_registry_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Path
+) -> None:
+    (tmp_path / "local_helper.py").write_text("class Box:\n    n = 20\ndef helped(x):\n    return x + Box.n\n")
+    (tmp_path / "local_main.py").write_text("from local_helper import helped\ndef f(x):\n    return helped(x) + 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import local_main  # type: ignore[import-not-found]
+
+    before = cloudpickle.list_registry_pickle_by_value()
+    result = tmp_path / "elsewhere" / "result"
+    result.parent.mkdir()
+    status, said, outcome = run(local_main.f, 1, result=result)
+    assert (status, said, outcome.value) == (0, "", 22)
+    assert cloudpickle.list_registry_pickle_by_value() == before
+
+
+def test_what_the_user_registered_stays_registered() -> None:
+    cloudpickle.register_pickle_by_value(runner)
+    try:
+        payload.pickle_function(lambda: runner.main)
+        assert "poncho_wq.runner" in cloudpickle.list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(runner)
+
+
+def test_which_modules_are_local() -> None:
+    import hypothesis
+    import numpy
+    import packaging
+
+    for module in (sys, os, math, io, numpy, packaging, hypothesis):
+        assert not payload.is_local(module.__name__), module
+    assert payload.is_local(__name__)
+    assert payload.is_local("poncho_wq.runner")
+    assert not payload.is_local("no_such_module")
+
+
+# -- the runner's archive
+
+
+def test_the_archive_is_deterministic_and_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = payload.runner_archive()
+    payload._runner_archive.cache_clear()
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    again = payload.runner_archive()
+    assert first.name == again.name
+    with zipfile.ZipFile(first.path) as archive:
+        names = archive.namelist()
+        assert {name.split("/")[0] for name in names} == {"__main__.py", "__main__.pyc", "_poncho_cloudpickle"}
+        for name in names:
+            content = archive.read(name)
+            assert str(SOURCE.parent).encode() not in content, f"{name} names this machine's directories"
+
+
+def test_the_runner_is_python_3_7_without_dependencies() -> None:
+    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 7))
+    imported = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    } | {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= sys.stdlib_module_names
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.NamedExpr, ast.Match))]
+
+
+def test_the_runner_imports_little() -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        f"exec(compile(open({str(SOURCE)!r}).read(), 'runner', 'exec'), {{'__name__': 'x'}})\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code]
+    loaded = subprocess.run(argv, text=True, capture_output=True, check=True).stdout.split()
+    assert not {"typing", "pathlib", "json", "traceback", "zipfile", "importlib.util", "inspect"} & set(loaded)
+
+
+# -- results
+
+
+def test_functions_of_another_version_are_refused(result: Path, tmp_path: Path) -> None:
+    shipped = payload.pickle_function(len)
+    other = tmp_path / "function"
+    other.write_bytes(Path(shipped.path).read_bytes().replace(payload.PYTHON.encode(), b"3.7", 1))
+    assert runner.main([str(other), "x", str(result)]) == 1
+    outcome = payload.load_result(result)
+    assert outcome is not None
+    assert outcome.kind == "failed"
+    assert f"submitted from Python 3.7 but its environment has Python {payload.PYTHON}" in outcome.message
+
+
+def test_a_result_that_does_not_fit_on_the_disk(result: Path) -> None:
+    def fill() -> bytes:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        return bytes(100_000)
+
+    status, _, outcome = run(fill, result=result)
+    assert status == 1
+    assert "the result could not be written: OSError: [Errno 27] File too large" in outcome.message
+    assert list(result.parent.iterdir()) == [result], "and no partial one"
+
+
+def test_not_even_the_error_fits(result: Path) -> None:
+    def fill() -> bytes:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        return bytes(100)
+
+    status, _, outcome = run(fill, result=result)
+    assert status == 1
+    assert outcome is None
+    assert list(result.parent.iterdir()) == []
+
+
+def test_a_process_killed_while_it_writes_leaves_no_result(result: Path) -> None:
+    class Deadly:
+        def __reduce__(self) -> Any:
+            os.kill(os.getpid(), 9)
+
+    status, _, outcome = run(lambda: [bytes(10_000_000), Deadly()], result=result)
+    assert status == -9
+    assert outcome is None
+
+
+def test_a_deep_result(result: Path) -> None:
+    def deep() -> list[Any]:
+        nested: list[Any] = []
+        for _ in range(100_000):
+            nested = [nested]
+        return nested
+
+    _, _, outcome = run(deep, result=result)
+    assert outcome.kind == "failed"
+    assert "cannot be pickled: " in outcome.message
+
+
+def test_functions_and_classes_made_on_the_worker(result: Path) -> None:
+    def make() -> tuple[Any, Any]:
+        class Made:
+            word = "made there"
+
+        return (lambda x: x + 1), Made()
+
+    _, _, outcome = run(make, result=result)
+    function, made = outcome.value
+    assert function(1) == 2
+    assert made.word == "made there"
+
+
+def test_the_environment_s_own_cloudpickle_is_the_function_s(result: Path) -> None:
+    (result.parent / "cloudpickle.py").write_text("VERSION = 'of the environment'\n")
+
+    def ask() -> tuple[str, bool]:
+        import sys
+
+        sys.path.remove(next(p for p in sys.path if p.endswith("site-packages")))
+        import cloudpickle as theirs
+
+        return theirs.VERSION, hasattr(theirs, "dumps")
+
+    status, said, outcome = run(ask, result=result)
+    assert status == 0, said
+    assert outcome.value == ("of the environment", False)
+
+
+def test_an_archive_of_local_code(result: Path) -> None:
+    code = result.parent / "code.zip"
+    with zipfile.ZipFile(code, "w") as archive:
+        archive.writestr("mine/__init__.py", "from mine.deep import word\n")
+        archive.writestr("mine/deep.py", "word = 'shipped'\n")
+
+    def use() -> str:
+        import mine  # type: ignore[import-not-found]
+
+        return str(mine.word)
+
+    _, said, outcome = run(use, result=result, code=code)
+    assert outcome.value == "shipped", said
+    assert (result.parent / "code/mine/deep.py").exists()
+    code = code.rename(code.with_name("other.zip"))
+    with zipfile.ZipFile(code, "a") as archive:
+        archive.writestr("packaging.py", "")
+    _, _, outcome = run(use, result=result, code=code)
+    assert outcome.kind == "failed"
+    assert "'packaging' is shipped with the task, but the environment has another one" in outcome.message
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    assert payload.load_result(tmp_path / "none") is None
+
+
+def good_result(tmp_path: Path) -> bytes:
+    path = tmp_path / "good"
+    runner._write(str(path), b"value", "", "", {"a": list(range(50))})
+    return path.read_bytes()
+
+
+def test_a_result_cut_anywhere_is_never_a_wrong_value(tmp_path: Path) -> None:
+    whole = good_result(tmp_path)
+    path = tmp_path / "cut"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        outcome = payload.load_result(path)
+        assert outcome is not None
+        assert outcome.kind == "failed", length
+        assert outcome.message
+
+
+@given(junk=st.binary(max_size=200))
+@settings(max_examples=200)
+def test_any_file_is_some_outcome(junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "junk-result"
+    path.write_bytes(junk)
+    outcome = payload.load_result(path)
+    assert outcome is not None
+    assert outcome.kind == "failed"
+
+
+def test_what_cannot_be_sent_says_so() -> None:
+    with pytest.raises(EngineError) as caught:
+        payload.pickle_arguments((1, [threading.Lock()]), {})
+    assert "argument 2 cannot be sent to a worker" in str(caught.value)
+    assert "inside the function" in str(caught.value)
+
+
+# -- staging
+
+
+def test_shared_content_is_one_file_while_anyone_needs_it() -> None:
+    one, two = staging.share("x", b"content"), staging.share("x", b"content")
+    assert one is two
+    path = Path(one.path)
+    assert path.read_bytes() == b"content"
+    assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0, "for this user only"
+    del one
+    assert path.exists()
+    del two
+    assert not path.exists()
+    assert Path(staging.share("x", b"content").path).exists()
+
+
+def test_a_link_outlives_an_evicted_target(tmp_path: Path) -> None:
+    """Where both lie on one file system; the cache may drop an environment while tasks wait for it."""
+    target = tmp_path / "target"
+    target.write_text("still here")
+    path = Path(staging.link("kept", target))
+    if path.is_symlink():
+        pytest.skip("the staging directory lies on another file system")
+    target.unlink()
+    assert path.read_text() == "still here"
+
+
+def test_where_no_hard_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another_file_system(*args: Any, **kwargs: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", another_file_system)
+    target = tmp_path / "target"
+    target.write_text("there")
+    path = Path(staging.link("far", target))
+    assert path.is_symlink()
+    assert path.read_text() == "there"
+
+
+def test_links_follow_their_target(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    assert staging.link("a-link", one) == staging.link("a-link", one)
+    assert Path(staging.link("a-link", two)).read_text() == "2"
+
+
+def test_the_format_of_arguments_is_plain_pickle() -> None:
+    """Base64 text and a raw pickle are told apart by the first byte."""
+    assert pickle.dumps(((), {}), 5)[:1] == b"\x80"
+    assert b"\x80" not in base64.b64encode(bytes(range(256)))
