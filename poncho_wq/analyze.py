@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poncho_wq.analysis.sources import Source
     from poncho_wq.spec import EnvSpec
 
-__all__ = ["analyze", "analyze_scripts", "explain", "reach"]
+__all__ = ["analyze", "analyze_scripts", "explain", "reach", "reach_of_call"]
 
 
 def analyze(
@@ -86,6 +86,13 @@ def reach(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reach:
     return remembered_reach(function, args, kwargs)
 
 
+def reach_of_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reach:
+    """The same, with the imports that nothing provides listed rather than refused: the environment may be given."""
+    from poncho_wq.analysis import memory
+
+    return memory.reach_of_call(function, args, kwargs)
+
+
 def explain(what: Callable[..., Any] | str | os.PathLike[str], *, functions: Sequence[str] = ()) -> Reach:
     """Every import of a script, of the function in `MODULE:FUNCTION` or `FILE:FUNCTION`, or of a callable.
 
@@ -119,7 +126,7 @@ def _walk(function: Any, resolver: Any) -> Reach:
     from dataclasses import replace
 
     from poncho_wq.analysis.memory import own_code
-    from poncho_wq.analysis.objects import Walk
+    from poncho_wq.analysis.objects import walked
     from poncho_wq.analysis.values import roots_of
 
-    return Walk(replace(resolver, ships=True)).reach(own_code(function), roots_of((function,)))
+    return walked(own_code(function), roots_of((function,)), replace(resolver, ships=True))[0]

@@ -367,7 +367,7 @@ def test_shadowing_is_never_silent(site: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "code" / "local_random.py").write_text("")
     install(site, "both", "1.0", ["both.py", "fpa/plugin.py"])
     found = reach(main("import fpa, both\ndef f(): return fpa.x, both")["f"])
-    assert any("goes before the module of that name" in note for note in found.notes)
+    assert any("has the name of a module in" in note for note in found.notes)
     # A local file that was loaded under a standard name: a worker would load the other one.
     module = types.ModuleType("colorsys")
     module.__file__ = str(tmp_path / "code" / "colorsys.py")
@@ -397,7 +397,7 @@ def test_a_module_made_by_hand_goes_by_value(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unchanged_function_is_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     space = main("import fpa\nX = [fpa.make()]\ndef h(): return X\ndef f(n): return h()")
     first = reach(space["f"], 1)
-    monkeypatch.setattr(memory, "Walk", None)  # any analysis would fail now
+    monkeypatch.setattr(memory, "walked", None)  # any analysis would fail now
     assert reach(space["f"], 2) is first
     assert reach(space["f"], "other", key=3.5) is first
 
@@ -407,7 +407,7 @@ def test_functions_of_one_definition_share_an_answer(monkeypatch: pytest.MonkeyP
     first = reach(space["make"](1))
     assert names(first.spec.pip) == {"dist-fpa"}
     assert names(reach(space["make"](space["fpb"].make())).spec.pip) == {"dist-fpa", "dist-fpb"}
-    monkeypatch.setattr(memory, "Walk", None)
+    monkeypatch.setattr(memory, "walked", None)
     assert reach(space["make"](2)) is first
 
 

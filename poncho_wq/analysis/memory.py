@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poncho_wq.analysis.model import Reach
-from poncho_wq.analysis.objects import MISSING, Looked, Walk
+from poncho_wq.analysis.objects import MISSING, Looked, walked
 from poncho_wq.analysis.resolve import Resolver, refuse_unresolved
 from poncho_wq.analysis.values import ATOMIC, carried, carries, code_in, roots_of
 from poncho_wq.distributions import Installed
@@ -28,6 +28,7 @@ class _Answer:
     reach: Reach
     looked: Looked
     files: tuple[tuple[str, tuple[int, int, int]], ...]
+    installed: Installed
 
     def holds(self) -> bool:
         """Whether everything that the answer rests on is still what it was."""
@@ -46,7 +47,10 @@ class _Answer:
         for space, name, found in looked.data:
             if tuple(map(id, code_in(space.get(name, MISSING)))) != found:
                 return False
-        return all(_stamp(path) == stamp for path, stamp in self.files)
+        if any(_stamp(path) != stamp for path, stamp in self.files):
+            return False
+        # What was found is pinned; what was not may have been installed since.
+        return not self.reach.unresolved or Installed.here() is self.installed
 
 
 _writing = threading.Lock()
@@ -55,6 +59,17 @@ _answers: dict[tuple[Any, ...], _Answer] = {}
 
 def remembered_reach(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reach:
     """What a call of `function` needs. Raises `UnresolvedImportError`; a refusal is not remembered."""
+    reach = reach_of_call(function, args, kwargs)
+    if reach.unresolved:
+        # What is missing may have come meanwhile, without a trace that would be cheap to see.
+        reach = reach_of_call(function, args, kwargs, anew=True)
+    return refuse_unresolved(reach)
+
+
+def reach_of_call(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, anew: bool = False
+) -> Reach:
+    """The same, with the imports that nothing provides listed rather than refused. `anew`: never from memory."""
     if (
         type(function) is types.FunctionType
         and ATOMIC.issuperset(map(type, args))
@@ -65,12 +80,12 @@ def remembered_reach(function: Callable[..., Any], args: tuple[Any, ...], kwargs
         roots = roots_of((function, *args, *kwargs.values()))
     key = tuple([_key(each) for each in roots])
     answer = _answers.get(key)
-    if answer is not None and answer.holds():
+    if answer is not None and not anew and answer.holds():
         return answer.reach
-    walk = Walk(Resolver(Installed.here(), ships=True))
-    reach = refuse_unresolved(walk.reach(own_code(function), roots))
+    installed = Installed.here()
+    reach, walk = walked(own_code(function), roots, Resolver(installed, ships=True))
     files = tuple((str(path), _stamp(str(path))) for path in reach.sources)
-    answer = _Answer(reach, _without_roots(walk.looked, roots), files)
+    answer = _Answer(reach, _without_roots(walk.looked, roots), files, installed)
     with _writing:
         while len(_answers) >= _MOST:
             del _answers[next(iter(_answers))]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import os
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from poncho_wq.analysis.bytecode import CodeUses, scan_code
@@ -28,6 +29,9 @@ from poncho_wq.analysis.sources import read_source
 from poncho_wq.analysis.values import ATOMIC, CODE, carried, code_in, roots_of
 
 MISSING = object()
+
+# What a module knows of the place that it was imported from.
+_PLACES = frozenset(("__file__", "__loader__", "__package__", "__path__", "__spec__"))
 
 _DESCRIPTORS = frozenset(
     (staticmethod, classmethod, property, types.MemberDescriptorType, types.GetSetDescriptorType)
@@ -52,15 +56,22 @@ class Looked:
 
 @dataclass
 class Walk:
-    """One analysis of live code; `reach` is its result."""
+    """One analysis of live code; `reach` is its result.
+
+    `by_name` are modules whose code goes by reference although the submitted function is theirs; `again` are those for
+    which the walk has found that it has to, see `walked`.
+    """
 
     resolver: Resolver
+    by_name: frozenset[str] = frozenset()
     looked: Looked = field(default_factory=Looked)
     verdicts: list[Verdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     by_value: set[str] = field(default_factory=set)
     traces: dict[str, Trace] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
+    _shippable: set[str] = field(default_factory=set)
+    _placed: set[str] = field(default_factory=set)
     _seen: set[int] = field(default_factory=set)
     _decided: set[Any] = field(default_factory=set)
     _pending: list[tuple[Any, str]] = field(default_factory=list)
@@ -79,6 +90,15 @@ class Walk:
         return gather(
             self.verdicts, self.resolver, by_value=self.by_value, notes=self.notes, sources=self.sources
         )
+
+    @property
+    def again(self) -> frozenset[str]:
+        """Modules that were taken by value, and must not be: a worker has to have the very module.
+
+        Shipped code imports it, and a second copy of its classes would not be equal to the first; or it asks where its
+        file is, which lies in a package that is shipped with its data.
+        """
+        return frozenset(each for each in self._shippable if each in self.traces or each in self._placed)
 
     def follow(self, module: str, trace: Trace) -> Reach:
         """The same from source alone: what `trace`, of that module, has reached so far, and on from there."""
@@ -137,14 +157,18 @@ class Walk:
     def _take_by_value(self, value: Any) -> None:
         """The module that a submitted function lives in goes by value, when it is no installed one."""
         name = getattr(value, "__module__", None)
-        if not isinstance(name, str) or name == "__main__" or name not in sys.modules:
+        if not isinstance(name, str) or name == "__main__" or name not in sys.modules or name in self.by_name:
             return
         module = sys.modules[name]
+        if hasattr(module, "__path__"):
+            return  # a package runs before whatever is imported from it
         verdict = self.resolver.verdict(
             Import(module=name, place=Place(file="?", line=0)), file=_file_of(module)
         )
         if verdict.status in ("local", "unresolved"):
             self.by_value.add(name)
+        if verdict.status == "local":
+            self._shippable.add(name)
 
     def _reference(self, module: str, name: str, how: str, place: Place | None) -> None:
         if module in ("builtins", "__main__") or not module:
@@ -209,8 +233,19 @@ class Walk:
                 self.looked.same.append((space, use.name, MISSING))
             return
         self._depend(space, use.name, value)
+        if use.name in _PLACES or isinstance(value, (str, PurePath)):
+            self._note_place(space, use.name, value)
         place = Place(file=function.__code__.co_filename, line=use.line)
         self._value(value, use.attributes, f"global {use.name} of {function.__qualname__}", place)
+
+    def _note_place(self, space: Mapping[str, Any], name: str, value: Any) -> None:
+        """Note a module of a package whose code uses its own place, or a path into the package."""
+        module, file = space.get("__name__"), space.get("__file__")
+        if module not in self._shippable or "." not in module or not isinstance(file, str):
+            return
+        package = Path(os.path.abspath(file)).parents[module.count(".") - 1]
+        if name in _PLACES or (os.path.isabs(value) and Path(value).is_relative_to(package)):
+            self._placed.add(module)
 
     def _free(self, function: types.FunctionType, cells: Mapping[str, types.CellType], use: Use) -> None:
         try:
@@ -306,6 +341,18 @@ class Walk:
         for trace in self.traces.values():
             self.verdicts.extend(self.resolver.verdict(each) for each in trace.imports())
             self.notes.extend(unknown_import(str(trace.source.place(line))) for line in sorted(trace.unknown))
+
+
+def walked(own: Iterable[Any], roots: Iterable[Any], resolver: Resolver) -> tuple[Reach, Walk]:
+    """What `roots` need, and the walk that found it; `own` as for `Walk.reach`."""
+    own, roots = list(own), list(roots)
+    by_name: frozenset[str] = frozenset()
+    while True:
+        walk = Walk(resolver, by_name=by_name)
+        reach = walk.reach(own, roots)
+        if walk.again <= by_name:
+            return reach, walk
+        by_name |= walk.again
 
 
 def unknown_import(place: str) -> str:

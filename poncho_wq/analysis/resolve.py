@@ -214,17 +214,18 @@ def gather(
     providers = {each.requirement: each for verdict in every for each in verdict.providers}
     providers.update({each.requirement: each for each in extra})
     distributions = tuple(sorted(providers.values(), key=lambda each: (each.name.lower(), each.requirement)))
-    shipped = {each.local.name: each.local for each in every if each.local is not None}
+    # By place as well: a namespace package may have parts in several folders.
+    shipped = {(each.local.name, each.local.path): each.local for each in every if each.local is not None}
     remarks = [each.remark for each in every if each.remark] + [each.remark for each in extra if each.remark]
     held = {each.name: each for each in distributions}
-    for name in sorted(shipped):
+    for name, path in sorted(shipped):
         for owner in resolver.installed.owners(name):
             if owner.name in held:
-                remarks.append(f"{name}: {shipped[name].path} goes before the module of that name in {_label(owner)}")
+                remarks.append(f"{name}: {path} has the name of a module in {_label(owner)}; a task is refused both")
     return Reach(
         verdicts=every,
         distributions=distributions,
-        local_modules=tuple(shipped[name] for name in sorted(shipped)),
+        local_modules=tuple(shipped[key] for key in sorted(shipped)),
         by_value=frozenset(by_value),
         notes=tuple(dict.fromkeys([*notes, *remarks])),
         sources=tuple(dict.fromkeys(sources)),

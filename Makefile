@@ -1,0 +1,46 @@
+# Everything here does its own set-up: a virtual environment in .venv, and Work Queue from Debian where that is possible.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Workers for the tests: the machine's cores, at most 4.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo $$n)
+
+.PHONY: help demo test test-all check bench clean
+help:
+	@echo "make demo    a real manager and real workers run a function in an environment built for it"
+	@echo "make test    the tests (about ten minutes on two cores)"
+	@echo "make test-all  the tests with the long ones"
+	@echo "make check   ruff, mypy --strict, shellcheck"
+	@echo "make bench   measurements against Debian's tools and conda-pack, as ratios"
+	@echo "make clean   remove what these made (the environment cache stays)"
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check]'
+	@touch $(STAMP)
+
+.PHONY: engine
+engine:
+	@sh tools/get_work_queue
+
+demo: $(STAMP) engine
+	$(BIN)/python -m poncho_wq.cli.demo
+
+test: $(STAMP) engine
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: $(STAMP) engine
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	sh tools/shellcheck
+
+bench: $(STAMP) engine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

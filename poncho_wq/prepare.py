@@ -1,0 +1,249 @@
+"""The story: whatever describes an environment goes in, a tarball that runs on any worker comes out.
+
+``environment()`` is the only place that composes analysis, cache, lock, build and pack.  Read it top to bottom.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from poncho_wq.analyze import reach
+from poncho_wq.build import Builder, builder_for
+from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
+from poncho_wq.errors import BuildError, SpecError
+from poncho_wq.importers import read_spec
+from poncho_wq.lockfile import LockFile
+from poncho_wq.manifest import FORMAT_VERSION, read_manifest
+from poncho_wq.pack import Packed, pack
+from poncho_wq.platforms import host_platform
+from poncho_wq.progress import OnProgress, Progress, current
+from poncho_wq.spec import EnvSpec, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A prepared environment: what every engine is handed.
+
+    ``tarball`` is one file that ``poncho_package_run`` runs, ``size`` its bytes.  ``identity`` (64 hexadecimal digits)
+    says what is in it: our manifest's, or the sha256 of a tarball that another tool made.  ``spec_hash`` is the key it
+    was built under, None for a tarball that was handed in.  ``python`` is the interpreter's full version (``"3.11.7"``)
+    and ``glibc`` the oldest C library it runs with (``"2.34"``), None where not known or not needed.  ``cached`` says
+    that nothing was built for it; it makes no difference to equality.
+    """
+
+    spec_hash: str | None
+    tarball: Path
+    identity: str
+    size: int
+    python: str | None
+    platform: str | None
+    glibc: str | None
+    spec: EnvSpec | None
+    cached: bool = field(default=True, compare=False)
+
+    def __str__(self) -> str:
+        return str(self.tarball)
+
+
+EnvironmentLike = Environment | EnvSpec | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def environment(
+    E: EnvironmentLike,  # noqa: N803 - the documented name of the argument
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    on_progress: OnProgress | None = None,
+    refresh: bool = False,
+    packages: Sequence[str] = (),
+    locked: LockFile | None = None,
+    require_locked: bool = False,
+    offline: bool = False,
+    platform: str | None = None,
+) -> Environment:
+    """Prepare the environment that ``E`` describes, or find it in the cache.
+
+    ``E`` is a path to any input of ``poncho_package_create`` (or to a tarball that exists already), a dictionary in the
+    specification format, an ``EnvSpec``, or an ``Environment``, which is returned as it is.  ``cache_dir`` is the cache
+    (default: ``$PONCHO_CACHE_DIR``, else the platform's cache directory).  ``refresh`` resolves and builds again even
+    when the cache has it.  ``packages`` are names of what an engine needs in every environment besides; they change no
+    environment that exists already.  Calling it again with an equal ``E`` returns the same path and builds nothing.
+
+    ``locked`` builds exactly what that lock says, which must be one of ``E``; ``require_locked`` refuses anything else.
+    ``offline`` uses only what earlier builds have downloaded.  ``platform`` is the workers' (``"linux-64"`` or
+    ``"linux-aarch64"``; default: this machine's), for environments that come from conda alone.
+
+    Raises ``SpecError`` for a bad description, ``SolveError``, ``FetchError``, ``BuildError`` or ``PackError`` when it
+    cannot be had, ``CacheError`` when the cache cannot be used.  Nothing is cached then.
+    """
+    if isinstance(E, Environment):
+        return E
+    tarball = _as_tarball(E)
+    if tarball is not None:
+        return _adopt(tarball)
+
+    say = on_progress or current()
+    spec = _with_packages(E if isinstance(E, EnvSpec) else read_spec(E), packages)
+    root = Path(cache_dir) if cache_dir is not None else default_root()
+    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline)
+    target = Target(
+        platform=platform or host_platform(), interpreter=builder.interpreter(), format_version=FORMAT_VERSION
+    )
+    spec_hash = spec.spec_hash(target)
+    _check_lock(locked, spec, require_locked)
+    key = spec_hash if locked is None else locked.key(spec_hash)
+
+    cache = Cache(root)
+    entry = None if refresh else cache.lookup(key)
+    built: list[Packed] = []
+    if entry is None:
+        make = _maker(spec, locked, builder, cache, say, built)
+        entry = cache.build_once(key, make, refresh=refresh, on_wait=lambda: say(Progress(stage="wait")))
+    say(Progress(stage="ready", detail=entry.tarball.name))
+    return replace(_from_entry(entry, spec, cached=not built), spec_hash=spec_hash)
+
+
+def lock_environment(
+    E: EnvSpec | Mapping[str, Any] | str | os.PathLike[str],  # noqa: N803 - as above
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    on_progress: OnProgress | None = None,
+    offline: bool = False,
+    platform: str | None = None,
+) -> LockFile:
+    """Resolve ``E`` to exact packages, now, whatever the cache has.  Arguments and errors as for ``environment``."""
+    spec = E if isinstance(E, EnvSpec) else read_spec(E)
+    root = Path(cache_dir) if cache_dir is not None else default_root()
+    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline)
+    return LockFile(spec=spec, lock=builder.lock(spec, on_progress or current()))
+
+
+def _check_lock(locked: LockFile | None, spec: EnvSpec, required: bool) -> None:
+    """Raises ``BuildError`` when ``locked`` is not for ``spec``, or leaves something open that is ``required``."""
+    if locked is not None:
+        locked.check_for(spec)
+        if required:
+            locked.check_complete()
+    elif required:
+        raise BuildError(
+            "only a locked environment may be built, and there is no lock",
+            advice="make one: poncho-wq env lock SPEC > poncho.lock, and give it with --locked poncho.lock",
+        )
+
+
+def environment_for_function(
+    function: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+) -> Environment:
+    """The environment that a call of ``function`` needs, from what analysis finds installed here.
+
+    Local code that it reaches is no part of it: ``analyze.reach`` tells that, and the task ships it.  Raises what ``environment`` raises, and ``UnresolvedImportError`` for imports that nothing installed provides.
+    """
+    return environment(reach(function, *args, **(kwargs or {})).spec)
+
+
+def _with_packages(spec: EnvSpec, packages: Sequence[str]) -> EnvSpec:
+    """``spec`` with those of ``packages`` that it does not name itself, from conda if it has such a section."""
+    if not packages:
+        return spec
+    conda = spec.conda.packages if spec.conda is not None else ()
+    # Both forms begin with the name; a conda channel, then a blank or an operator, may stand around it.
+    names = (re.split(r"[^A-Za-z0-9._-]", each.rpartition("::")[2])[0] for each in (*spec.pip, *conda))
+    named = {canonicalize_name(name) for name in names}
+    missing = [name for name in packages if canonicalize_name(name) not in named]
+    if not missing:
+        return spec
+    if spec.conda is None:
+        return replace(spec, pip=(*spec.pip, *missing))
+    return replace(spec, conda=replace(spec.conda, packages=(*conda, *missing)))
+
+
+def _maker(
+    spec: EnvSpec, locked: LockFile | None, builder: Builder, cache: Cache, say: OnProgress, built: list[Packed]
+) -> Callable[[Path], Packed]:
+    """What the cache calls, at most once at a time for a spec hash, with an empty directory to work in."""
+
+    def make(workdir: Path) -> Packed:
+        lock = builder.lock(spec, say) if locked is None else locked.lock
+        # It stays beside the tarball, for whoever wants the same again: `poncho_package_create --locked`.
+        LockFile(spec=spec, lock=lock).write(workdir / LOCK_NAME)
+        prefix = builder.build(spec, lock, workdir / "prefix", say)
+        built.append(
+            pack(prefix, spec=spec, lock=lock, store=cache.layers, output=workdir / "env.tar.gz", on_progress=say)
+        )
+        return built[-1]
+
+    return make
+
+
+def _from_entry(entry: Entry, spec: EnvSpec, *, cached: bool) -> Environment:
+    return Environment(
+        spec_hash=entry.spec_hash,
+        tarball=entry.tarball,
+        identity=entry.identity,
+        size=entry.size,
+        python=entry.python,
+        platform=entry.platform,
+        glibc=entry.glibc,
+        spec=spec,
+        cached=cached,
+    )
+
+
+# What a compressed or plain tar file begins with; a plain one has its magic word further on.
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh")
+_TAR_MAGIC_AT = 257
+
+
+def _as_tarball(E: EnvironmentLike) -> Path | None:  # noqa: N803
+    """``E`` as the path of an existing tarball; None when it is anything else."""
+    if not isinstance(E, (str, os.PathLike)) or E == "-":
+        return None
+    path = Path(E)
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise SpecError(f"cannot be read: {error.strerror or error}", source=str(path)) from error
+    if head.startswith(_COMPRESSED) or head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
+        return path.absolute()
+    return None
+
+
+def _adopt(tarball: Path) -> Environment:
+    """A tarball that was handed in: ours says what it is, another tool's is known by its bytes."""
+    try:
+        manifest = read_manifest(tarball)
+        facts = tarball.stat()
+        identity = manifest.identity if manifest else _digest(tarball, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:
+        raise SpecError(f"cannot be read: {error.strerror or error}", source=str(tarball)) from error
+    return Environment(
+        spec_hash=None,
+        tarball=tarball,
+        identity=identity,
+        size=facts.st_size,
+        python=manifest.python if manifest else None,
+        platform=manifest.platform if manifest else None,
+        glibc=manifest.glibc if manifest else None,
+        spec=None,
+    )
+
+
+@lru_cache(maxsize=64)
+def _digest(tarball: Path, size: int, mtime: int) -> str:
+    """sha256 of a file, read again only when its size or time has changed."""
+    with tarball.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
