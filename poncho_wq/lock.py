@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import BuildError, redact
+from poncho_wq.locked_data import LockedData
 
 LOCK_FORMAT = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +42,8 @@ class LockedPackage:
 class Lock:
     """``python`` is the full version, ``interpreter`` the identity of the copied one (None when conda brings it).
 
-    ``packages`` are those of the Python index and ``conda`` those of conda channels, both sorted by name.
+    ``packages`` are those of the Python index and ``conda`` those of conda channels, both sorted by name; ``data`` is
+    what ``git`` and ``http`` gave, sorted by variable.
     """
 
     python: str
@@ -49,6 +51,7 @@ class Lock:
     platform: str
     packages: tuple[LockedPackage, ...]
     conda: tuple[CondaPackage, ...] = ()
+    data: tuple[LockedData, ...] = ()
 
     def to_json(self) -> str:
         """The same text for equal locks, for people to read and compare."""
@@ -61,6 +64,8 @@ class Lock:
         }
         if self.conda:
             document["conda"] = [package.to_dict() for package in self.conda]
+        if self.data:
+            document["data"] = [each.to_dict() for each in self.data]
         return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
     @classmethod
@@ -77,14 +82,16 @@ class Lock:
                 f"lock: format: expected {LOCK_FORMAT}, got {document.get('format')!r}",
                 advice="it was made by another version of poncho_wq; lock the environment again",
             )
-        _only(document, {"conda", "format", "interpreter", "packages", "platform", "python"}, "lock")
+        _only(document, {"conda", "data", "format", "interpreter", "packages", "platform", "python"}, "lock")
         packages, conda = _list(document.get("packages"), "packages"), _list(document.get("conda", []), "conda")
+        data = _list(document.get("data", []), "data")
         return cls(
             python=_text(document, "python", "lock"),
             interpreter=_optional(document, "interpreter", "lock"),
             platform=_text(document, "platform", "lock"),
             packages=tuple(_package(each, f"lock: packages[{i}]") for i, each in enumerate(packages)),
             conda=tuple(CondaPackage.from_dict(each, f"lock: conda[{i}]") for i, each in enumerate(conda)),
+            data=tuple(LockedData.from_dict(each, f"lock: data[{i}]") for i, each in enumerate(data)),
         )
 
 

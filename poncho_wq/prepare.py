@@ -20,7 +20,8 @@ from poncho_wq.analyze import reach
 from poncho_wq.build import Builder, builder_for
 from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
 from poncho_wq.errors import BuildError, SpecError
-from poncho_wq.importers import read_spec
+from poncho_wq.importers import read_source
+from poncho_wq.importing.model import Imported
 from poncho_wq.lockfile import LockFile
 from poncho_wq.manifest import FORMAT_VERSION, read_manifest
 from poncho_wq.pack import Packed, pack
@@ -91,15 +92,18 @@ def environment(
         return _adopt(tarball)
 
     say = on_progress or current()
-    spec = _with_packages(E if isinstance(E, EnvSpec) else read_spec(E), packages)
+    source = read_source(E)
+    for note in source.notes:
+        say(Progress(stage="note", detail=note))
+    spec = _with_packages(source.spec, packages)
     root = Path(cache_dir) if cache_dir is not None else default_root()
-    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline)
+    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline, source=source)
     target = Target(
         platform=platform or host_platform(), interpreter=builder.interpreter(), format_version=FORMAT_VERSION
     )
     spec_hash = spec.spec_hash(target)
     _check_lock(locked, spec, require_locked)
-    key = spec_hash if locked is None else locked.key(spec_hash)
+    key = _key(spec_hash, source) if locked is None else locked.key(spec_hash)
 
     cache = Cache(root)
     entry = None if refresh else cache.lookup(key)
@@ -120,10 +124,17 @@ def lock_environment(
     platform: str | None = None,
 ) -> LockFile:
     """Resolve ``E`` to exact packages, now, whatever the cache has.  Arguments and errors as for ``environment``."""
-    spec = E if isinstance(E, EnvSpec) else read_spec(E)
+    source = read_source(E)
+    spec = source.spec
     root = Path(cache_dir) if cache_dir is not None else default_root()
-    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline)
+    builder = builder_for(spec, cache_root=root, platform=platform, offline=offline, source=source)
     return LockFile(spec=spec, lock=builder.lock(spec, on_progress or current()))
+
+
+def _key(spec_hash: str, source: Imported) -> str:
+    """What an environment is cached under: hashes and constraints make it another than the specification alone."""
+    digest = source.digest
+    return spec_hash if digest is None else hashlib.sha256(f"{spec_hash} {digest}".encode()).hexdigest()
 
 
 def _check_lock(locked: LockFile | None, spec: EnvSpec, required: bool) -> None:

@@ -19,7 +19,8 @@ Unit = Literal["bytes", "files", "packages", "layers"]
 class Progress:
     """One step of something long.
 
-    ``stage`` is one word of the field (``analyze``, ``resolve``, ``install``, ``pack``, ``wait``, ``ready``) and
+    ``stage`` is one word of the field (``analyze``, ``resolve``, ``install``, ``pack``, ``wait``, ``ready``, and
+    ``note`` for something to know) and
     ``detail`` what it is about.  ``done`` of ``total`` count ``unit``; all three are None where nothing can be counted.
     """
 

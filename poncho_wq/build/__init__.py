@@ -6,6 +6,7 @@ the ``Prefix``.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -14,6 +15,7 @@ from poncho_wq.errors import SpecError
 from poncho_wq.progress import OnProgress
 
 if TYPE_CHECKING:
+    from poncho_wq.importing.model import Imported
     from poncho_wq.lock import Lock
     from poncho_wq.spec import EnvSpec
 
@@ -76,25 +78,42 @@ class Builder(Protocol):
 
 
 def builder_for(
-    spec: EnvSpec, *, cache_root: Path | None = None, platform: str | None = None, offline: bool = False
+    spec: EnvSpec,
+    *,
+    cache_root: Path | None = None,
+    platform: str | None = None,
+    offline: bool = False,
+    source: Imported | None = None,
 ) -> Builder:
     """The builder for ``spec``.
 
     ``cache_root`` is where it may keep downloads (default: the cache's own), ``platform`` the workers' (default: this
-    machine's), and ``offline`` forbids it the network.  Raises ``SpecError`` for what no builder can build.
+    machine's), and ``offline`` forbids it the network.  ``source`` is what ``spec`` was read from, with what it says of
+    indexes, hashes and the interpreter.  Raises ``SpecError`` for what no builder can build.
     """
-    for section, present in (("git", spec.git), ("http", spec.http)):
-        if present:
-            raise SpecError(
-                f"this version of poncho_wq cannot build environments with a {section!r} section yet",
-                path=section,
-                advice="it builds environments of packages: list them under conda or pip",
-            )
+    builder = _package_builder(spec, cache_root, platform, offline, source)
+    if source is not None and source.conditions.digest is not None:
+        from poncho_wq.build.wrapping import WithConditions
+
+        builder = WithConditions(builder, source.conditions)
+    if spec.git or spec.http:
+        from poncho_wq.build.datastore import DataStore
+        from poncho_wq.build.wrapping import WithData
+        from poncho_wq.cache import default_root
+
+        builder = WithData(builder, store=DataStore(cache_root or default_root(), offline=offline))
+    return builder
+
+
+def _package_builder(
+    spec: EnvSpec, cache_root: Path | None, platform: str | None, offline: bool, source: Imported | None
+) -> Builder:
     if spec.conda is not None:
         from poncho_wq.build.conda import CondaBuilder
 
         return CondaBuilder(cache_root=cache_root, platform=platform, offline=offline)
     from poncho_wq.build.host import HostBuilder
+    from poncho_wq.build.interpreter import Interpreter
     from poncho_wq.platforms import host_platform
 
     if platform not in (None, host_platform()):
@@ -102,4 +121,6 @@ def builder_for(
             f"without a conda section an environment takes this machine's Python, which is for {host_platform()}",
             advice=f"give the specification a conda section, or build it on a {platform} machine",
         )
-    return HostBuilder(cache_root=cache_root, offline=offline)
+    python = Interpreter.of(source.interpreter) if source is not None and source.interpreter is not None else None
+    environment = None if source is None else source.build_environment(os.environ)
+    return HostBuilder(cache_root=cache_root, python=python, offline=offline, environment=environment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +29,19 @@ class HostBuilder:
     """Builds specifications without a conda section; see ``Builder`` for what each method promises.
 
     ``cache_root`` is where downloads are kept (in ``uv/``, unless ``$UV_CACHE_DIR`` says otherwise); ``python`` the
-    interpreter to copy (default: the one that runs this).  ``offline`` forbids the network.
+    interpreter to copy (default: the one that runs this).  ``offline`` forbids the network.  ``environment``
+    are the variables that uv gets (default: those of the process).
     """
 
     def __init__(
-        self, *, cache_root: Path | None = None, python: Interpreter | None = None, offline: bool = False
+        self,
+        *,
+        cache_root: Path | None = None,
+        python: Interpreter | None = None,
+        offline: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = environment
         self._python = python or Interpreter.running()
         self._offline = offline
         self._cache_root = cache_root
@@ -121,7 +128,8 @@ class HostBuilder:
             from poncho_wq.cache import default_root
 
             root = default_root()
-        return Uv(cache=root / "uv", environment={**os.environ, "UV_OFFLINE": "1"} if self._offline else None)
+        given = os.environ if self._environment is None else self._environment
+        return Uv(cache=root / "uv", environment={**given, "UV_OFFLINE": "1"} if self._offline else given)
 
     def _check_python(self, spec: EnvSpec) -> None:
         have = self._python.version

@@ -15,12 +15,18 @@ STAGES = {
     "code": "packing local code",
     "resolve": "resolving packages",
     "interpreter": "copying the interpreter",
+    "fetch": "fetching data",
+    "unpack": "unpacking data",
     "install": "installing packages",
     "compile": "byte-compiling",
     "pack": "packing",
     "wait": "waiting for another build",
     "ready": "ready",
 }
+
+
+# Not a stage of the work but something to know about it: shown as a line of its own, each time.
+NOTE = "note"
 
 
 @contextmanager
@@ -42,6 +48,9 @@ def _lines(stream: TextIO) -> OnProgress:
     seen: set[str] = set()
 
     def say(what: Progress) -> None:
+        if what.stage == NOTE:
+            print(f"note: {what.detail}", file=stream, flush=True)
+            return
         if what.stage in seen:
             return
         seen.add(what.stage)
@@ -78,6 +87,9 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         bars.stop_task(rows[stage])
 
     def say(what: Progress) -> None:
+        if what.stage == NOTE:
+            bars.console.print(f"note: {what.detail}", markup=False, highlight=False)
+            return
         if what.stage not in rows:
             for stage in rows:
                 finish(stage)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from poncho_wq.cli import errors_to_status
+from poncho_wq.cli import env_diff, env_export, env_import, env_show, errors_to_status
 from poncho_wq.cli.display import progress
 from poncho_wq.spec import PLATFORMS
 
@@ -17,6 +17,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     ap = argparse.ArgumentParser(prog=prog, description="Work with the descriptions of environments.")
     commands = ap.add_subparsers(metavar="COMMAND", required=True)
     _add_lock(commands)
+    for module in (env_import, env_export, env_show, env_diff):
+        module.add(commands)
     return ap
 
 

@@ -75,8 +75,8 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
     def __init__(self, work: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
         self._files: list[Shared] = []
         self._contexts: list[Any] = []
-        self._bound_to: Any = None
-        self._verdict: tuple[Any, Verdict] | None = None
+        self._submitted = False
+        self._verdict: Verdict | None = None
         self._job = Job(work, args, kwargs)
         super().__init__(self._job.command or "")
 
@@ -106,7 +106,7 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
 
         Raises ``EngineError`` after submission.
         """
-        if self._bound_to is not None:
+        if self._submitted:
             raise EngineError("the task has been submitted: its environment can no longer change")
         self._contexts.append(f)
 
@@ -115,10 +115,8 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
     def submit_finalize(self) -> None:
         """Work out the environment and attach its files.  The manager calls this; it raises before it submits."""
         super().submit_finalize()
-        if self._bound_to is not None:
-            if self._bound_to is not self.manager:
-                raise EngineError("a task can only be submitted again to the manager that it was submitted to first")
-            return
+        if self._submitted:
+            raise EngineError("TaskVine takes a task once", advice="make another PonchoTask of the same")
         plan = self._job.prepare(vine_manager.means())
         # Last what cannot be undone: a task that could not be submitted can be corrected and submitted again.
         environment = vine_manager.declare(self.manager, plan.environment)
@@ -136,7 +134,7 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         for context in (environment, *self._contexts):
             super().add_execution_context(context)
         super().set_command(vine_manager.without_shell(self.command))
-        self._bound_to = self.manager
+        self._submitted = True
 
     def _declare(self, path: str) -> Shared:
         return Shared(self.manager, self.manager.declare_file(path, cache=False))
@@ -178,13 +176,9 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         return verdict is not None and verdict.returned
 
     def _judged(self) -> Verdict | None:
-        """The verdict on the latest run: a task may be submitted again after it came back."""
-        run = _run_of(self)
-        if run is None:
-            return None
-        if self._verdict is None or self._verdict[0] != run:
-            self._verdict = run, judge(self._job.outcome(), _ending_of(self))
-        return self._verdict[1]
+        if self._verdict is None and _is_done(self):
+            self._verdict = judge(self._job.outcome(), _ending_of(self))
+        return self._verdict
 
 
 class FunctionCall(_Call):  # type: ignore[misc] # the base is whatever the binding has
@@ -195,7 +189,7 @@ class FunctionCall(_Call):  # type: ignore[misc] # the base is whatever the bind
     """
 
     def __init__(self, library: str, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        self._verdict: tuple[Any, Verdict] | None = None
+        self._verdict: Verdict | None = None
         super().__init__(library, function if isinstance(function, str) else function.__name__)
         # TaskVine's class keeps itself here, and so would live until the garbage collector comes by.
         self._fn_def = None
@@ -230,12 +224,9 @@ class FunctionCall(_Call):  # type: ignore[misc] # the base is whatever the bind
         return verdict is not None and verdict.returned
 
     def _judged(self) -> Verdict | None:
-        run = _run_of(self)
-        if run is None:
-            return None
-        if self._verdict is None or self._verdict[0] != run:
-            self._verdict = run, judge(_load_call(self.output_file.source()), _ending_of(self))
-        return self._verdict[1]
+        if self._verdict is None and _is_done(self):
+            self._verdict = judge(_load_call(self.output_file.source()), _ending_of(self))
+        return self._verdict
 
 
 def _load_call(path: str) -> payload.Outcome | None:
@@ -265,11 +256,8 @@ def _load_call(path: str) -> payload.Outcome | None:
     return payload.Outcome(kind=facts["kind"], value=raised, traceback=facts["traceback"], message=facts["message"])
 
 
-def _run_of(task: Any) -> Any:
-    """Something that tells one run of a task from the next; None when it is not done."""
-    if task.result == "unknown" and task.exit_code == -1:
-        return None
-    return task.id, task.get_metric("time_when_done")
+def _is_done(task: Any) -> bool:
+    return bool(task.result != "unknown" or task.exit_code != -1)
 
 
 def _ending_of(task: Any) -> Ending:

@@ -88,10 +88,10 @@ _declared: weakref.WeakKeyDictionary[Any, Declared] = weakref.WeakKeyDictionary(
 
 def declared_to(manager: Any) -> Declared:
     """What this manager knows of ours.  Raises ``TypeError`` for what is no TaskVine manager."""
+    if not callable(getattr(manager, "declare_poncho", None)):
+        raise TypeError(f"a TaskVine manager is needed, not {type(manager).__name__}")
     found = _declared.get(manager)
     if found is None:
-        if not callable(getattr(manager, "declare_poncho", None)):
-            raise TypeError(f"a TaskVine manager is needed, not {type(manager).__name__}")
         found = _declared[manager] = Declared()
     return found
 

@@ -16,7 +16,9 @@ from poncho_wq.prepare import Environment
 # The command of TaskVine's mini-task for a poncho package, word for word.
 UNPACK = "mkdir output && tar xf package.tar.gz -C output && output/bin/run_in_env"
 SHELLS = [shell for shell in (["dash"], ["bash"], ["busybox", "sh"]) if shutil.which(shell[0])]
-WHERE = "python3 -c 'import os, sys; print(sys.prefix); print(os.environ[\"PONCHO_PREFIX\"]); print(os.environ[\"WORD\"])'"
+WHERE = (
+    'python3 -c \'import os, sys; print(sys.prefix); print(os.environ["PONCHO_PREFIX"]); print(os.environ["WORD"])\''
+)
 
 
 @pytest.fixture(scope="session")
