@@ -48,7 +48,10 @@ def run(q, files):
     while not q.empty():
         t = q.wait(5)
         if t:
-            print("%-10s %+.3f °C a decade" % t.output if t.return_status == 0 else t.std_output)
+            if isinstance(t.output, BaseException):
+                raise t.output
+            name, slope = t.output
+            print(f"{name:<10} {slope:+.3f} °C a decade")
 
 
 def main():
@@ -59,7 +62,7 @@ def main():
             make_station(path, trend=0.1 * i, seed=i)
         try:
             q = WorkQueue(0)
-            # Workers of a cluster are started with work_queue_factory; these two run here, and see no Python but the system's.
+            # A cluster's workers are started with work_queue_factory; these two run here, and know no Python of ours.
             stack.enter_context(LocalWorkers(q.port, count=2, environ={"PATH": "/usr/bin:/bin"}))
         except EngineNotInstalled as missing:
             print(f"{missing}\nGoing on with the embedded engine.")

@@ -8,6 +8,8 @@
         environments/HASH/used                          its time is when the entry was last served
         layers/, recipes/                               see layers.py
         locks/HASH.lock                                 held while HASH is built
+        in-use                                          whose bytes are locked by who uses what; see inuse.py
+        failures/HASH.json                              why HASH could not be built just now; see failures.py
         tmp/                                            working directories of the living; see scratch.py
 
 **Story.**  A, B, C and D want the same environment.
@@ -20,13 +22,17 @@ and on disk.
 
 B comes while A builds: no entry yet, the lock is held, B waits for it, as long as A lives, and looks again: a hit.
 
-C comes later, reads ``entry.json``, compares the file's length, and is done.  No lock, nothing is written but the
-time of ``used``, and not even that matters: a read-only cache serves too.
+C comes later, reads ``entry.json``, notes in the kernel that it uses that tarball (once; it costs microseconds and
+waits for nobody), compares the file's length, and is done.  Nothing is written but the time of ``used``, and not even
+that matters: a read-only cache serves too.  What C was handed is not evicted while C lives (inuse.py has that story).
 
 D is A, killed.  Before the rename of the directory: there is only rubbish in ``tmp/``, its owner's lock is free, the
 next builder removes it.  Between the two renames: there is a generation that no entry has ever named; the next one to
 build HASH removes it.  After the second: the entry is there and right.  In any case the kernel has released D's
 locks, so B gets its turn, looks again, and either has its hit or builds.
+
+If A's build fails, B does not try the same: it gets A's error, and so does whoever asks in the next ten minutes, but
+for those who ask to ``retry``; of these, again, one at a time builds, and the others who waited get what came of it.
 
 A path, once handed out, never holds other bytes: not after ``refresh``, which adds a generation and leaves those that
 running managers may still send to workers; not after damage, since what is rebuilt is a new generation too.
@@ -47,7 +53,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poncho_wq import inuse
 from poncho_wq.errors import CacheError
+from poncho_wq.failures import Failures
 from poncho_wq.layers import LayerStore, sync_directory
 from poncho_wq.scratch import disk_error, held, sweep, work_directory
 
@@ -57,7 +65,8 @@ if TYPE_CHECKING:
 # Another layout gets another directory: an older poncho_wq that shares the root never meets it.
 _LAYOUT = "v1"
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
-_ENTRY = "entry.json"
+ENTRY_NAME = "entry.json"
+USED_NAME = "used"
 LOCK_NAME = "poncho.lock"
 _ELSEWHERE = "set PONCHO_CACHE_DIR, or --cache-dir, to a directory of your own"
 
@@ -90,19 +99,21 @@ class Cache:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
-        self._home = self.root / _LAYOUT
-        self._tmp = self._home / "tmp"
-        self.layers = LayerStore(self._home)
+        self.home = self.root / _LAYOUT
+        self.layers = LayerStore(self.home)
+        self._tmp = self.home / "tmp"
+        self._failures = Failures(self.home)
 
     def lookup(self, spec_hash: str) -> Entry | None:
         """The environment of a hash; None when there is none, or what there is is not whole.
 
-        Takes no lock and reads nothing of the tarball.  Raises ``CacheError`` when the cache is somebody else's.
+        Waits for nobody and reads nothing of the tarball, which is not evicted while this process lives.
+        Raises ``CacheError`` when the cache is somebody else's.
         """
         directory = self._directory(spec_hash)
-        if not self._trusted():
+        if not self.exists():
             return None
-        entry = _read_entry(directory, spec_hash)
+        entry = self._served(directory, spec_hash)
         if entry is not None:
             _touch(directory)
         return entry
@@ -113,6 +124,8 @@ class Cache:
         make: Callable[[Path], Packed],
         *,
         refresh: bool = False,
+        retry: bool = False,
+        circumstances: str = "",
         on_wait: Callable[[], None] | None = None,
         timeout: float | None = None,
     ) -> Entry:
@@ -125,20 +138,32 @@ class Cache:
         call of ``on_wait``, and are then given the result.  ``refresh`` builds even when there is an entry, once for
         all who ask for it at the same time.
 
+        A build that fails is not tried again for ten minutes, unless ``retry`` or ``refresh`` is given or the
+        ``circumstances`` (a digest of what else may decide how it ends) are others: its error is raised again.
+
         Raises ``CacheError``, ``LockTimeout``, and whatever ``make`` raises.  Nothing is cached then.
         """
         directory = self._directory(spec_hash)
-        before = None
-        if self._trusted():
-            before = _read_entry(directory, spec_hash)
+        before = failed = None
+        if self.exists():
+            before = self._served(directory, spec_hash)
             if before is not None and not refresh:
                 return before
+            failed = self._failures.recall(spec_hash, circumstances)
+            if failed is not None and not (retry or refresh):
+                raise failed.error()
         self._prepare()
-        with held(self._home / "locks" / f"{spec_hash}.lock", timeout=timeout, on_wait=on_wait):
-            now = _read_entry(directory, spec_hash)
-            # While we waited, somebody may have done what we were about to do.
+        with (
+            held(self.home / "locks" / f"{spec_hash}.lock", timeout=timeout, on_wait=on_wait),
+            inuse.building(self.home, spec_hash),
+        ):
+            now = self._served(directory, spec_hash)
+            # While we waited, somebody may have done what we were about to do, or have failed to.
             if now is not None and (not refresh or now != before):
                 return now
+            just_now = self._failures.recall(spec_hash, circumstances)
+            if just_now is not None and just_now != failed:
+                raise just_now.error()
             sweep(self._tmp)
             with work_directory(self._tmp) as work:
                 workshop = work / "build"
@@ -146,52 +171,65 @@ class Cache:
                     workshop.mkdir(mode=0o700)
                 except OSError as error:
                     raise disk_error(error, self._tmp, "could not make a working directory") from error
-                packed = make(workshop)
-                return self._publish(spec_hash, packed, work)
+                try:
+                    packed = make(workshop)
+                except Exception as error:
+                    self._failures.remember(spec_hash, circumstances, error)
+                    raise
+                entry = self._publish(spec_hash, packed, work)
+                self._failures.forget(spec_hash)
+                return entry
+
+    def _served(self, directory: Path, spec_hash: str) -> Entry | None:
+        """The entry, if it is whole, in use by this process from now on."""
+        named = _named(directory, spec_hash)
+        if named is None or not inuse.keep(self.home, named.tarball.parent.name):
+            return None
+        return named if _is_whole(named) else None
 
     def _directory(self, spec_hash: str) -> Path:
-        if not _HASH.match(spec_hash):
+        if not is_hash(spec_hash):
             raise ValueError(f"not the hash of a specification: {spec_hash!r}")
-        return self._home / "environments" / spec_hash
+        return self.home / "environments" / spec_hash
 
-    def _trusted(self) -> bool:
+    def exists(self) -> bool:
         """Whether the cache exists.  Raises ``CacheError`` when others could have put into it what we would run."""
         try:
-            facts = self._home.lstat()
+            facts = self.home.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise disk_error(error, self._home, "cannot be looked at") from error
+            raise disk_error(error, self.home, "cannot be looked at") from error
         me = os.geteuid()
         # Root's own caches may be shared with everybody. Root may use anybody's: in a container, root meets mounted
         # homes of other users, and could be cheated by whoever started the container in simpler ways.
         if facts.st_uid not in (me, 0) and me != 0:
             raise CacheError(
-                f"{self._home}: belongs to user {facts.st_uid}, and you are {me}: what lies there would run as you",
+                f"{self.home}: belongs to user {facts.st_uid}, and you are {me}: what lies there would run as you",
                 advice=_ELSEWHERE,
             )
         if not stat.S_ISDIR(facts.st_mode):
-            raise CacheError(f"{self._home}: is not a directory", advice=_ELSEWHERE)
+            raise CacheError(f"{self.home}: is not a directory", advice=_ELSEWHERE)
         if facts.st_mode & stat.S_IWOTH:
             raise CacheError(
-                f"{self._home}: everybody can write to it, and what lies there would run as you",
-                advice=f"if you trust what is in it: chmod o-w {self._home}",
+                f"{self.home}: everybody can write to it, and what lies there would run as you",
+                advice=f"if you trust what is in it: chmod o-w {self.home}",
             )
         return True
 
     def _prepare(self) -> None:
         """Make the directories that a build needs."""
-        for directory in (self.root, self._home, *(self._home / name for name in ("environments", "locks", "tmp"))):
+        for directory in (self.root, self.home, *(self.home / name for name in ("environments", "locks", "tmp"))):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise disk_error(error, directory, "could not make the directory") from error
-        self._trusted()
+        self.exists()
 
     def _publish(self, spec_hash: str, packed: Packed, work: Path) -> Entry:
         directory = self._directory(spec_hash)
         try:
-            now = _read_entry(directory, spec_hash)
+            now = self._served(directory, spec_hash)
             # A refresh that found nothing new. Another path would be sent to every worker again.
             if now is not None and filecmp.cmp(now.tarball, packed.path, shallow=False):
                 return now
@@ -200,6 +238,7 @@ class Cache:
             name = f"poncho-env-{packed.identity[:16]}.tar.gz"
             generation = secrets.token_hex(8)
             shelf = work / generation
+            inuse.keep(self.home, generation)
             shelf.mkdir(mode=0o700)
             packed.path.replace(shelf / name)
             lock = packed.path.with_name(LOCK_NAME)
@@ -222,44 +261,55 @@ class Cache:
                 # All that an entry has ever named. Any other is what a builder left that died between two renames.
                 "generations": [*known, generation],
             }
-            draft = work / _ENTRY
+            draft = work / ENTRY_NAME
             with draft.open("x", encoding="ascii") as stream:
                 json.dump(facts, stream, indent=1)
                 stream.flush()
                 os.fsync(stream.fileno())
-            draft.replace(directory / _ENTRY)
+            draft.replace(directory / ENTRY_NAME)
         except OSError as error:
-            raise disk_error(error, self._home, "could not keep the tarball", needed=packed.size) from error
+            raise disk_error(error, self.home, "could not keep the tarball", needed=packed.size) from error
         sync_directory(directory)
         _touch(directory)
         return _entry(directory, facts)
 
 
+def is_hash(name: str) -> bool:
+    """Whether this is the hash of a specification: 64 hexadecimal digits in lower case."""
+    return _HASH.match(name) is not None
+
+
 def _touch(directory: Path) -> None:
     """Note that the entry was of use, for eviction.  Not worth an error: the cache may be read-only, or root's."""
     with contextlib.suppress(OSError):
-        (directory / "used").touch()
+        (directory / USED_NAME).touch()
 
 
 def _facts(directory: Path) -> dict[str, Any]:
     """What ``entry.json`` says; nothing when it is missing or damaged."""
     try:
-        facts = json.loads((directory / _ENTRY).read_bytes())
+        facts = json.loads((directory / ENTRY_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
-def _read_entry(directory: Path, spec_hash: str) -> Entry | None:
+def _named(directory: Path, spec_hash: str) -> Entry | None:
+    """What ``entry.json`` names, whether it is there or not."""
     facts = _facts(directory)
     try:
-        if facts["spec_hash"] != spec_hash:
-            return None  # copied there by hand
-        entry = _entry(directory, facts)
-        found = entry.tarball.lstat()
-    except (OSError, KeyError, TypeError, ValueError):
+        # Another hash's: copied there by hand.
+        return _entry(directory, facts) if facts["spec_hash"] == spec_hash else None
+    except (KeyError, TypeError, ValueError):
         return None
-    return entry if stat.S_ISREG(found.st_mode) and found.st_size == entry.size else None
+
+
+def _is_whole(entry: Entry) -> bool:
+    try:
+        found = entry.tarball.lstat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == entry.size
 
 
 def _entry(directory: Path, facts: dict[str, Any]) -> Entry:
@@ -281,7 +331,8 @@ def _generations(directory: Path) -> list[str]:
     if not isinstance(named, list):
         return []
     # The one that the entry points at and that is not whole is of no use to anybody.
-    damaged = None if _read_entry(directory, directory.name) else str(facts.get("tarball")).partition("/")[0]
+    current = _named(directory, directory.name)
+    damaged = None if current is not None and _is_whole(current) else str(facts.get("tarball")).partition("/")[0]
     return [name for name in named if isinstance(name, str) and name != damaged and (directory / name).is_dir()]
 
 
@@ -290,5 +341,5 @@ def _remove_unnamed(directory: Path, known: list[str]) -> None:
     if not directory.is_dir():
         return
     for found in directory.iterdir():
-        if found.name not in known and found.name not in (_ENTRY, "used"):
+        if found.name not in known and found.name not in (ENTRY_NAME, USED_NAME):
             shutil.rmtree(found, ignore_errors=True)

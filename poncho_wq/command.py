@@ -32,8 +32,8 @@ def run(
 ) -> Completed:
     """Run ``argv`` to its end and return what it printed.
 
-    ``env`` replaces the whole environment when given; ``stdin`` is the program's input (none: empty); ``what`` names the
-    work in an error ("install the packages").
+    ``env`` replaces the whole environment when given; ``stdin`` is the program's input (none: empty); ``what`` names
+    the work in an error ("install the packages").
 
     Raises ``BuildError`` with ``.command`` and ``.log`` (stderr, then stdout) when the program cannot be started or
     exits with another status than 0.  A Ctrl-C ends the program as well.

@@ -16,7 +16,7 @@ from poncho_wq.errors import BuildError
 
 _DIRECTORIES = frozenset(
     """__pycache__ __pypackages__ .git .hg .svn .bzr .venv .tox .nox .eggs .direnv node_modules .mypy_cache
-    .pytest_cache .ruff_cache .pytype .hypothesis .ipynb_checkpoints .idea .vscode .vs CMakeFiles""".split()
+    .pytest_cache .ruff_cache .pytype .hypothesis .ipynb_checkpoints .idea .vscode .vs CMakeFiles""".split()  # noqa: SIM905 - words
 )
 _DIRECTORY_ENDINGS = (".egg-info", ".dist-info")
 _FILES = frozenset((".DS_Store", ".coverage", "Thumbs.db"))
@@ -64,9 +64,8 @@ def rules_for(directory: str) -> Rules:
         # No git, or one that does not trust the owner of the work tree.
         return Rules(ignored=lambda path: False, watched=watched)
     found = {os.path.normpath(os.path.join(top, name)) for name in listed.split("\0") if name}
-    if any(each == directory or directory.startswith(each + "/") for each in found):
-        # All of it lies in an ignored place, such as a virtual environment: that says nothing about what is in it.
-        return Rules(ignored=lambda path: False, watched=watched)
+    # Where all of it lies in an ignored place, such as a virtual environment, git names that place and nothing inside:
+    # rightly so, since ignoring it says nothing about what is in it.
     return Rules(ignored=found.__contains__, watched=watched)
 
 

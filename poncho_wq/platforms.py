@@ -19,7 +19,8 @@ def host_platform() -> str:
     machine = platform.machine().lower()
     if not sys.platform.startswith("linux") or machine not in PLATFORMS:
         raise BuildError(
-            f"this machine is {sys.platform} on {machine or 'an unknown processor'}; workers are Linux on x86_64 or aarch64",
+            f"this machine is {sys.platform} on {machine or 'an unknown processor'}; "
+            "workers are Linux on x86_64 or aarch64",
             advice="build the environment on a Linux x86_64 or aarch64 machine, such as the cluster's login node",
         )
     return PLATFORMS[machine]

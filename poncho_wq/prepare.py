@@ -20,7 +20,7 @@ from poncho_wq.analyze import reach
 from poncho_wq.build import Builder, builder_for
 from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
 from poncho_wq.errors import BuildError, SpecError
-from poncho_wq.importers import read_source
+from poncho_wq.importers import Options, read_source
 from poncho_wq.importing.model import Imported
 from poncho_wq.lockfile import LockFile
 from poncho_wq.manifest import FORMAT_VERSION, read_manifest
@@ -59,28 +59,32 @@ EnvironmentLike = Environment | EnvSpec | Mapping[str, Any] | str | os.PathLike[
 
 
 def environment(
-    E: EnvironmentLike,  # noqa: N803 - the documented name of the argument
+    E: EnvironmentLike,
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     refresh: bool = False,
+    retry: bool = False,
     packages: Sequence[str] = (),
     locked: LockFile | None = None,
     require_locked: bool = False,
     offline: bool = False,
     platform: str | None = None,
+    options: Options | None = None,
 ) -> Environment:
     """Prepare the environment that ``E`` describes, or find it in the cache.
 
     ``E`` is a path to any input of ``poncho_package_create`` (or to a tarball that exists already), a dictionary in the
     specification format, an ``EnvSpec``, or an ``Environment``, which is returned as it is.  ``cache_dir`` is the cache
     (default: ``$PONCHO_CACHE_DIR``, else the platform's cache directory).  ``refresh`` resolves and builds again even
-    when the cache has it.  ``packages`` are names of what an engine needs in every environment besides; they change no
+    when the cache has it.  ``retry`` tries again what failed in the last ten minutes; without it the error of then is
+    raised again.  ``packages`` are names of what an engine needs in every environment besides; they change no
     environment that exists already.  Calling it again with an equal ``E`` returns the same path and builds nothing.
 
     ``locked`` builds exactly what that lock says, which must be one of ``E``; ``require_locked`` refuses anything else.
     ``offline`` uses only what earlier builds have downloaded.  ``platform`` is the workers' (``"linux-64"`` or
-    ``"linux-aarch64"``; default: this machine's), for environments that come from conda alone.
+    ``"linux-aarch64"``; default: this machine's), for environments that come from conda alone.  ``options`` are for
+    what ``E`` leaves open: extras and groups of a project, packages installed from a folder.
 
     Raises ``SpecError`` for a bad description, ``SolveError``, ``FetchError``, ``BuildError`` or ``PackError`` when it
     cannot be had, ``CacheError`` when the cache cannot be used.  Nothing is cached then.
@@ -92,7 +96,9 @@ def environment(
         return _adopt(tarball)
 
     say = on_progress or current()
-    source = read_source(E)
+    source = read_source(E, options)
+    if locked is not None:
+        source = replace(source, prefix=None)  # from the packages that the lock names, not from what is installed
     for note in source.notes:
         say(Progress(stage="note", detail=note))
     spec = _with_packages(source.spec, packages)
@@ -109,22 +115,30 @@ def environment(
     entry = None if refresh else cache.lookup(key)
     built: list[Packed] = []
     if entry is None:
+        from poncho_wq import cache_admin
+
         make = _maker(spec, locked, builder, cache, say, built)
-        entry = cache.build_once(key, make, refresh=refresh, on_wait=lambda: say(Progress(stage="wait")))
+        most = cache_admin.limit()  # a mistake in it is better known before a build than after
+        entry = cache.build_once(
+            key, make, refresh=refresh, retry=retry, circumstances=_circumstances(offline),
+            on_wait=lambda: say(Progress(stage="wait")),
+        )  # fmt: skip
+        cache_admin.tidy(cache, most)
     say(Progress(stage="ready", detail=entry.tarball.name))
     return replace(_from_entry(entry, spec, cached=not built), spec_hash=spec_hash)
 
 
 def lock_environment(
-    E: EnvSpec | Mapping[str, Any] | str | os.PathLike[str],  # noqa: N803 - as above
+    E: EnvSpec | Mapping[str, Any] | str | os.PathLike[str],
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     offline: bool = False,
     platform: str | None = None,
+    options: Options | None = None,
 ) -> LockFile:
     """Resolve ``E`` to exact packages, now, whatever the cache has.  Arguments and errors as for ``environment``."""
-    source = read_source(E)
+    source = replace(read_source(E, options), prefix=None)  # a lock is for building it again, elsewhere
     spec = source.spec
     root = Path(cache_dir) if cache_dir is not None else default_root()
     builder = builder_for(spec, cache_root=root, platform=platform, offline=offline, source=source)
@@ -155,7 +169,8 @@ def environment_for_function(
 ) -> Environment:
     """The environment that a call of ``function`` needs, from what analysis finds installed here.
 
-    Local code that it reaches is no part of it: ``analyze.reach`` tells that, and the task ships it.  Raises what ``environment`` raises, and ``UnresolvedImportError`` for imports that nothing installed provides.
+    Local code that it reaches is no part of it: ``analyze.reach`` tells that, and the task ships it.  Raises what
+    ``environment`` raises, and ``UnresolvedImportError`` for imports that nothing installed provides.
     """
     return environment(reach(function, *args, **(kwargs or {})).spec)
 
@@ -194,6 +209,19 @@ def _maker(
     return make
 
 
+# What decides, besides the specification, whether packages are found and can be had.
+_SETTINGS = re.compile(
+    r"(PIP|UV|CONDA|MAMBA|RATTLER|GIT|SSL|CURL|NETRC|REQUESTS|XDG_CONFIG)(_.*)?|HOME|PATH|(https?|all|no|ftp)_proxy",
+    re.IGNORECASE,
+)
+
+
+def _circumstances(offline: bool) -> str:
+    """A digest of what may make a build fail here and now that is no part of its specification."""
+    settings = sorted(item for item in os.environ.items() if _SETTINGS.fullmatch(item[0]))
+    return hashlib.sha256(repr((offline, settings)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
 def _from_entry(entry: Entry, spec: EnvSpec, *, cached: bool) -> Environment:
     return Environment(
         spec_hash=entry.spec_hash,
@@ -213,7 +241,7 @@ _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh")
 _TAR_MAGIC_AT = 257
 
 
-def _as_tarball(E: EnvironmentLike) -> Path | None:  # noqa: N803
+def _as_tarball(E: EnvironmentLike) -> Path | None:
     """``E`` as the path of an existing tarball; None when it is anything else."""
     if not isinstance(E, (str, os.PathLike)) or E == "-":
         return None

@@ -139,8 +139,8 @@ def _refuse_shadowing(directory: str, path: list[str], package: str = "") -> Non
     from importlib.machinery import PathFinder
 
     for name in sorted(os.listdir(directory)):
-        module = name.partition(".")[0]
-        if not module.isidentifier() or name.endswith((".dist-info", ".egg-info")):
+        module, dot, _ = name.partition(".")
+        if not module.isidentifier() or (dot and not name.endswith((".py", ".so"))):
             continue
         # By its last name, whatever package it is in: a dotted one would be looked for among what is imported.
         found = PathFinder.find_spec(module, path)

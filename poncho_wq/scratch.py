@@ -32,7 +32,8 @@ from poncho_wq.errors import CacheError, LockTimeout
 if TYPE_CHECKING:
     import filelock
 
-_DEAD = "dead-"
+# What has a name that begins so belongs to nobody, and whoever sees it may remove it.
+DEAD = "dead-"
 _OWNER = "owner.lock"
 # What flock says where it is not to be had: no such call (some FUSE), not supported, no lock daemon (NFS).
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF}
@@ -121,7 +122,10 @@ def disk_error(error: OSError, directory: Path, what: str, *, needed: int | None
     facts = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         facts += f": {space(directory, needed)}"
-        advice = "free some space there, or set PONCHO_CACHE_DIR, or --cache-dir, to a directory on a larger disk"
+        advice = (
+            "free some space there (poncho-wq cache gc --max-size SIZE removes what was not used for longest), or set "
+            "PONCHO_CACHE_DIR, or --cache-dir, to a directory on a larger disk"
+        )
     return CacheError(f"{directory}: {what}: {facts}", advice=advice)
 
 
@@ -168,7 +172,7 @@ def work_directory(tmp: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        doomed = tmp / f"{_DEAD}{directory.name}"
+        doomed = tmp / f"{DEAD}{directory.name}"
         try:
             directory.rename(doomed)
         except OSError:
@@ -184,14 +188,14 @@ def sweep(tmp: Path) -> None:
     """
     with held(tmp / ".lock"):
         for directory in _listed(tmp):
-            if not directory.name.startswith(_DEAD) and _is_ownerless(directory):
+            if not directory.name.startswith(DEAD) and _is_ownerless(directory):
                 try:
-                    directory.rename(tmp / f"{_DEAD}{directory.name}")
+                    directory.rename(tmp / f"{DEAD}{directory.name}")
                 except OSError:
                     continue
     # Not under the lock: removing gigabytes takes a while, and others need `tmp/.lock` only for an instant.
     for directory in _listed(tmp):
-        if directory.name.startswith(_DEAD):
+        if directory.name.startswith(DEAD):
             shutil.rmtree(directory, ignore_errors=True)
 
 

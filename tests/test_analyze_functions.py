@@ -482,6 +482,15 @@ def test_an_edited_local_module_is_noticed(tmp_path: Path, monkeypatch: pytest.M
         reach(f)
 
 
+def test_another_search_path_is_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    f = main("def f():\n import local_twice\n return local_twice")["f"]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "local_twice.py").write_text("x = 1\n")
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+        assert [each.root.name for each in reach(f).local_modules] == [name]
+
+
 def test_a_changed_closure_is_noticed() -> None:
     text = "import fpa\ndef make():\n x = None\n def put(v):\n  nonlocal x\n  x = v\n def f(): return x\n return f, put"
     space = main(text)

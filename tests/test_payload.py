@@ -96,18 +96,18 @@ def test_a_function_of_an_installed_package_goes_by_name() -> None:
     assert len(content) < 200
 
 
-def test_local_helpers_go_by_value_and_the_registry_is_left_alone(
+def test_payload_helpers_go_by_value_and_the_registry_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Path
 ) -> None:
-    (tmp_path / "local_helper.py").write_text("class Box:\n    n = 20\ndef helped(x):\n    return x + Box.n\n")
-    (tmp_path / "local_main.py").write_text("from local_helper import helped\ndef f(x):\n    return helped(x) + 1\n")
+    (tmp_path / "payload_helper.py").write_text("class Box:\n    n = 20\ndef helped(x):\n    return x + Box.n\n")
+    (tmp_path / "payload_main.py").write_text("from payload_helper import helped\ndef f(x): return helped(x) + 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import local_main  # type: ignore[import-not-found]
+    import payload_main  # type: ignore[import-not-found]
 
     before = cloudpickle.list_registry_pickle_by_value()
     result = tmp_path / "elsewhere" / "result"
     result.parent.mkdir()
-    status, said, outcome = run(local_main.f, 1, result=result)
+    status, said, outcome = run(payload_main.f, 1, result=result)
     assert (status, said, outcome.value) == (0, "", 22)
     assert cloudpickle.list_registry_pickle_by_value() == before
 

@@ -52,6 +52,10 @@ def test_the_wheel_holds_the_wrapper_and_the_prefix_files(wheel: Path) -> None:
     assert "poncho_wq/worker_wrapper/poncho_package_run" in names
     assert {f"poncho_wq/prefix_files/{n}" for n in ("activate", "conda-unpack", "run_in_env")} <= names
     assert "poncho_wq/py.typed" in names
+    ours = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "poncho_wq"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert {name for name in ours if name.endswith(".py")} <= names
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "examples/"))]
 
 
@@ -72,8 +76,9 @@ def test_the_installed_package_finds_its_wrapper_and_makes_an_environment(
     tarball = subprocess.run(
         [str(installed / "python"), "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
     ).stdout.strip()
+    command = ["python3", "-c", "import packaging; print(packaging.__name__)"]
     said = subprocess.run(
-        [str(installed / "poncho_package_run"), "-e", tarball, "--", "python3", "-c", "import packaging; print(packaging.__name__)"],
+        [str(installed / "poncho_package_run"), "-e", tarball, "--", *command],
         check=True, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert said.stdout == "packaging\n"

@@ -8,6 +8,7 @@ every function (IPython's autoreload exchanges it in place), the kinds of data i
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def reach_of_call(
         roots = roots_of((function,)) if carries(function) else [function]
     else:
         roots = roots_of((function, *args, *kwargs.values()))
-    key = tuple([_key(each) for each in roots])
+    key = (_search_path(), *[_key(each) for each in roots])
     answer = _answers.get(key)
     if answer is not None and not anew and answer.holds():
         return answer.reach
@@ -106,6 +107,11 @@ def own_code(function: Any) -> list[Any]:
             found.append(function if hasattr(function, "__qualname__") else type(function))
             function = getattr(function, "__wrapped__", None)
     return found
+
+
+def _search_path() -> tuple[str, ...]:
+    """Where imports are looked for; "" stands for the current directory, as in a notebook."""
+    return (os.getcwd(), *sys.path) if "" in sys.path else tuple(sys.path)
 
 
 def _key(root: Any) -> Any:

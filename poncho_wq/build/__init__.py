@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from poncho_wq.errors import SpecError
+from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.progress import OnProgress
 
 if TYPE_CHECKING:
+    from poncho_wq.build.interpreter import Interpreter
     from poncho_wq.importing.model import Imported
     from poncho_wq.lock import Lock
     from poncho_wq.spec import EnvSpec
@@ -108,12 +109,16 @@ def builder_for(
 def _package_builder(
     spec: EnvSpec, cache_root: Path | None, platform: str | None, offline: bool, source: Imported | None
 ) -> Builder:
+    if source is not None and source.prefix is not None:
+        from poncho_wq.build.installed import InstalledBuilder
+
+        return InstalledBuilder(source.prefix, source.spec, platform=platform)
+    environment = None if source is None else source.build_environment(os.environ)
     if spec.conda is not None:
         from poncho_wq.build.conda import CondaBuilder
 
-        return CondaBuilder(cache_root=cache_root, platform=platform, offline=offline)
+        return CondaBuilder(cache_root=cache_root, platform=platform, offline=offline, environment=environment)
     from poncho_wq.build.host import HostBuilder
-    from poncho_wq.build.interpreter import Interpreter
     from poncho_wq.platforms import host_platform
 
     if platform not in (None, host_platform()):
@@ -121,6 +126,21 @@ def _package_builder(
             f"without a conda section an environment takes this machine's Python, which is for {host_platform()}",
             advice=f"give the specification a conda section, or build it on a {platform} machine",
         )
-    python = Interpreter.of(source.interpreter) if source is not None and source.interpreter is not None else None
-    environment = None if source is None else source.build_environment(os.environ)
+    python = None if source is None or source.interpreter is None else _base_of_venv(source.interpreter)
     return HostBuilder(cache_root=cache_root, python=python, offline=offline, environment=environment)
+
+
+def _base_of_venv(program: Path) -> Interpreter:
+    """The interpreter that a virtual environment was made from.  Raises ``BuildError`` where it does not start."""
+    from poncho_wq.build.interpreter import Interpreter
+
+    try:
+        return Interpreter.of(program)
+    except BuildError as error:
+        said = error.log.strip().splitlines() or [error.message]
+        raise BuildError(
+            f"the interpreter of the virtual environment does not start: {said[-1]}",
+            command=error.command,
+            log=error.log,
+            advice=error.advice or "load the environment module that it was made with, and try again",
+        ) from error

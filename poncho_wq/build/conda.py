@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,17 @@ class CondaBuilder:
 
     ``cache_root`` is where packages are kept (in ``conda/`` and ``uv/``, unless ``$RATTLER_CACHE_DIR`` and
     ``$UV_CACHE_DIR`` say otherwise).  ``platform`` is the workers', ``offline`` forbids the network.
+    ``environment`` are the variables that uv gets for the ``pip`` part (default: those of the process).
     """
 
-    def __init__(self, *, cache_root: Path | None = None, platform: str | None = None, offline: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        cache_root: Path | None = None,
+        platform: str | None = None,
+        offline: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         if cache_root is None:
             from poncho_wq.cache import default_root
 
@@ -44,6 +52,7 @@ class CondaBuilder:
         self._platform = platform or host_platform()
         self._conda = Conda(cache=cache_root / "conda", offline=offline)
         self._offline = offline
+        self._environment = environment
 
     def interpreter(self) -> None:
         return None  # it is a package like any other
@@ -120,7 +129,8 @@ class CondaBuilder:
             return conda_pip.lock(self._uv(), spec, work / "prefix", work=work, platform=self._platform)
 
     def _uv(self) -> conda_pip.PrefixUv:
-        environment = {**os.environ, "UV_OFFLINE": "1"} if self._offline else None
+        given = os.environ if self._environment is None else self._environment
+        environment = {**given, "UV_OFFLINE": "1"} if self._offline else given
         return conda_pip.PrefixUv(cache=self._root / "uv", environment=environment)
 
     @contextmanager

@@ -17,7 +17,7 @@ from poncho_wq.build import FileGroup
 from poncho_wq.build.host import requirement_line
 from poncho_wq.build.interpreter import Interpreter
 from poncho_wq.build.packages import settle_distributions
-from poncho_wq.build.records import Distribution, distributions
+from poncho_wq.build.records import Distribution, named
 from poncho_wq.build.uv import Uv, manylinux
 from poncho_wq.errors import BuildError, SolveError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
@@ -47,8 +47,10 @@ class PrefixUv(Uv):
         """
         wanted = work / "wanted.in"
         wanted.write_text("".join(f"{each}\n" for each in requirements), encoding="utf-8")
-        argv = ["pip", "install", "--dry-run", "--requirements", wanted.name, "--constraints", constraints.name]
-        argv += ["--python", str(python)]
+        argv = ["pip", "install", "--dry-run", "--requirements", wanted.name, "--python", str(python)]
+        # An argument hides the variable, where the constraints of the user and of the source are.
+        for file in (constraints.name, *self._environment.get("UV_CONSTRAINT", "").split()):
+            argv += ["--constraints", file]
         if glibc is not None:
             argv += ["--python-platform", manylinux(glibc, platform)]
         said = self._run(argv, cwd=work, what="resolve the packages")
@@ -60,7 +62,7 @@ class PrefixUv(Uv):
 def lock(uv: PrefixUv, spec: EnvSpec, prefix: Path, *, work: Path, platform: str) -> tuple[LockedPackage, ...]:
     """What ``spec.pip`` adds to the linked ``prefix``.  ``work`` is a directory for uv's files."""
     python = prefix / "bin" / "python"
-    have = {each.name: each.version for each in distributions(_site_packages(prefix), prefix)}
+    have = dict(map(named, _site_packages(prefix).glob("*.dist-info")))
     constraints = work / "conda.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in have.items() if _is_version(version)))
     try:
@@ -68,10 +70,10 @@ def lock(uv: PrefixUv, spec: EnvSpec, prefix: Path, *, work: Path, platform: str
             spec.pip, python=python, constraints=constraints, glibc=spec.glibc, platform=platform, work=work
         )
     except SolveError as error:
-        named = [name for name in have if re.search(rf"\b{re.escape(name)}=={re.escape(have[name])}", error.message)]
-        if not named:
+        of_conda = [name for name in have if re.search(rf"\b{re.escape(name)}=={re.escape(have[name])}", error.message)]
+        if not of_conda:
             raise
-        ours = ", ".join(f"{name} {have[name]}" for name in named)
+        ours = ", ".join(f"{name} {have[name]}" for name in of_conda)
         raise SolveError(
             error.message, command=error.command, log=error.log,
             advice=f"the conda section brings {ours}, which pip may not replace: ask for another version there, "
@@ -93,7 +95,7 @@ def install(
     ``owned`` is path → conda package.  Raises ``BuildError`` when a file of one would be replaced.
     """
     site_packages = _site_packages(prefix)
-    before = {each.name for each in distributions(site_packages, prefix)}
+    before = set(site_packages.glob("*.dist-info"))
     count = len(lock.packages)
     on_progress(Progress(stage="install", detail="packages of the index", done=0, total=count, unit="packages"))
     work = Path(tempfile.mkdtemp(prefix="poncho-uv-"))
@@ -110,7 +112,8 @@ def install(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     (prefix / ".lock").unlink(missing_ok=True)  # uv's
-    new = [each for each in distributions(site_packages, prefix) if each.name not in before]
+    added = sorted(set(site_packages.glob("*.dist-info")) - before)
+    new = [Distribution(info, prefix) for info in added if (info / "RECORD").is_file()]
     _check_untouched(new, owned)
     private = [uv.cache, prefix, Path(tempfile.gettempdir())]
     settle_distributions(Interpreter.of(prefix / "bin" / "python"), prefix, new, os.environ, private=private)

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,20 +93,24 @@ def read(path: Path) -> Elf:
 
 
 def scan(root: Path) -> Iterator[tuple[Path, Elf]]:
-    """The ELF files below ``root`` with their facts, in order of their paths, without those that are damaged.
+    """The ELF files below ``root`` with their facts, in order of their paths, without those that are damaged."""
+    for directory, subdirectories, files in os.walk(root):
+        subdirectories.sort()
+        yield from among(Path(directory, name) for name in sorted(files))
+
+
+def among(files: Iterable[Path]) -> Iterator[tuple[Path, Elf]]:
+    """Those of ``files`` that are ELF files, with their facts, without those that are damaged.
 
     Symbolic links are not followed.  Files are told by their names first, since most are text.
     """
-    for directory, subdirectories, files in os.walk(root):
-        subdirectories.sort()
-        for name in sorted(files):
-            path = Path(directory, name)
-            if path.suffix in _NEVER_ELF or path.is_symlink() or not is_elf(path):
-                continue
-            try:
-                yield path, read(path)
-            except BuildError:
-                continue  # a package's test data; the loader will not be asked to load it
+    for path in files:
+        if path.suffix in _NEVER_ELF or path.is_symlink() or not is_elf(path):
+            continue
+        try:
+            yield path, read(path)
+        except BuildError:
+            continue  # a package's test data; the loader will not be asked to load it
 
 
 def parse_glibc(symbol: str) -> tuple[int, ...] | None:

@@ -59,12 +59,13 @@ def settle_distributions(
     for distribution in installed:
         if distribution.built_here:
             _make_neutral(distribution, prefix, neutral)  # after their libraries were found by the paths that go now
-        _settle_metadata(distribution)
+        settle_metadata(distribution)
         distribution.forget_missing()
         distribution.save()
 
 
-def _settle_metadata(distribution: Distribution) -> None:
+def settle_metadata(distribution: Distribution) -> None:
+    """Remove what says from which files of this machine ``distribution`` was installed."""
     distribution.remove(_NOTES_OF_UV)
     direct = distribution.info / "direct_url.json"
     if not direct.exists():
@@ -127,10 +128,10 @@ def _bring_libraries(
     library = prefix / "lib"
     program = elf.read(python.executable)
     loader = Loader(python.executable, program, environment, first=[library])
-    for path, facts in elf.scan(prefix):
-        owner = owners.get(os.path.relpath(path, prefix))
-        if owner is None or facts.machine != program.machine:
+    for path, facts in elf.among(prefix / name for name in sorted(owners)):
+        if facts.machine != program.machine:
             continue
+        owner = owners[os.path.relpath(path, prefix)]
         missing = [name for name in facts.needed if not stays_behind(name) and not _finds(path, facts, name)]
         if not all((library / name).exists() for name in missing):
             outside = {name: file for name, file in loader.resolve(path).items() if not _is_below(file, prefix)}

@@ -25,9 +25,7 @@ class Distribution:
     """
 
     def __init__(self, info: Path, prefix: Path) -> None:
-        name, _, version = info.name.removesuffix(".dist-info").partition("-")
-        self.name: str = canonicalize_name(name)
-        self.version = version
+        self.name, self.version = named(info)
         self.info = info
         self.prefix = prefix
         self._rows = {self._relative(row[0]): row[1:] for row in _read(info / "RECORD") if row}
@@ -78,6 +76,12 @@ class Distribution:
             writer.writerow([os.path.relpath(self.prefix / name, self.info.parent), *row])
         replace_file(self.info / "RECORD", text.getvalue().encode("utf-8"))
         self._changed = False
+
+
+def named(info: Path) -> tuple[str, str]:
+    """(normalised name, version) of a ``.dist-info`` directory."""
+    name, _, version = info.name.removesuffix(".dist-info").partition("-")
+    return canonicalize_name(name), version
 
 
 def distributions(site_packages: Path, prefix: Path) -> list[Distribution]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from poncho_wq.cli import errors_to_status
 from poncho_wq.cli.display import progress
+from poncho_wq.cli.env_import import add_options, options_of
 from poncho_wq.errors import PackError, SpecError
 from poncho_wq.spec import PLATFORMS
 
@@ -26,20 +27,22 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     ap.add_argument(
         "files", metavar="SPEC OUT.tar.gz", nargs="+",
-        help="SPEC: an environment specification (JSON), or - for standard input; may be left out with --locked. "
-        "OUT.tar.gz: the tarball to write (replaced when it exists)",
+        help="SPEC: an environment specification (JSON), or - for one on standard input; an environment.yml, "
+        "requirements.txt, pyproject.toml or pylock.toml; a virtual environment; a conda prefix, or the name of a conda "
+        "environment. May be left out with --locked. OUT.tar.gz: the tarball to write (replaced when it exists)",
     )  # fmt: skip
     ap.add_argument("--cache-dir", metavar="DIR", help="the cache (default: $PONCHO_CACHE_DIR, else the user's cache directory)")
     ap.add_argument("--refresh", action="store_true", help="resolve and build again even if the cache has it")
+    ap.add_argument("--retry", action="store_true", help="try again what failed in the last ten minutes")
     ap.add_argument("--locked", metavar="LOCK", help="build exactly what this file says (made by: poncho-wq env lock)")
     ap.add_argument("--require-locked", action="store_true", help="refuse to build anything that --locked does not pin")
     ap.add_argument("--offline", action="store_true", help="use only what is downloaded already")
     ap.add_argument("--platform", choices=PLATFORMS, help="the workers', if not this machine's (conda packages only)")
     ap.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    add_options(ap)
     upstream = ap.add_argument_group("accepted for compatibility")
     upstream.add_argument("--conda-executable", metavar="PATH", help="not needed: no conda program is run")
     upstream.add_argument("--no-micromamba", action="store_true", help="not needed: micromamba is never downloaded")
-    upstream.add_argument("--ignore-editable-packages", action="store_true", help="not needed: a specification has none")
     return ap
 
 
@@ -54,7 +57,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     for option, given in (
         ("--conda-executable", args.conda_executable),
         ("--no-micromamba", args.no_micromamba),
-        ("--ignore-editable-packages", args.ignore_editable_packages),
     ):
         if given and not args.quiet:
             print(f"note: {option} is accepted and has no effect: no conda program is run", file=sys.stderr)
@@ -69,8 +71,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     with progress(quiet=args.quiet) as say:
         env = environment(
             spec,
-            cache_dir=args.cache_dir, on_progress=say, refresh=args.refresh, locked=locked,
-            require_locked=args.require_locked, offline=args.offline, platform=args.platform,
+            cache_dir=args.cache_dir, on_progress=say, refresh=args.refresh, retry=args.retry, locked=locked,
+            require_locked=args.require_locked, offline=args.offline, platform=args.platform, options=options_of(args),
         )  # fmt: skip
     publish(env.tarball, output)
     if not args.quiet:

@@ -29,12 +29,13 @@ def _add_lock(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Resolve a specification to exact packages, each with its sha256, and write them to standard "
         "output. poncho_package_create --locked builds the same bytes from that, later and elsewhere.",
     )
-    ap.add_argument("spec", metavar="SPEC", help="an environment specification (JSON), or - for standard input")
+    ap.add_argument("spec", metavar="SPEC", help="a specification, or whatever else poncho_package_create takes")
     ap.add_argument("-o", "--output", metavar="FILE", help="write to FILE instead")
     ap.add_argument("--platform", choices=PLATFORMS, help="the workers', if not this machine's (conda packages only)")
     ap.add_argument("--offline", action="store_true", help="use only what is downloaded already")
     ap.add_argument("--cache-dir", metavar="DIR", help="the cache (default: $PONCHO_CACHE_DIR, else the user's)")
     ap.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    env_import.add_options(ap)
     ap.set_defaults(command=_lock)
 
 
@@ -43,8 +44,9 @@ def _lock(args: argparse.Namespace) -> int:
 
     with progress(quiet=args.quiet) as say:
         locked = lock_environment(
-            args.spec, cache_dir=args.cache_dir, on_progress=say, offline=args.offline, platform=args.platform
-        )
+            args.spec, cache_dir=args.cache_dir, on_progress=say, offline=args.offline, platform=args.platform,
+            options=env_import.options_of(args),
+        )  # fmt: skip
     if args.output is None:
         sys.stdout.write(locked.to_json())
         return 0

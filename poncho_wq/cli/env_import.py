@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poncho_wq.importers import Options
 
 
 def add(commands: Any) -> None:
@@ -36,12 +39,18 @@ def add_options(ap: argparse.ArgumentParser) -> None:
     )
 
 
+def options_of(args: argparse.Namespace) -> Options:
+    """What the options of ``add_options`` say."""
+    from poncho_wq.importers import Options
+
+    return Options(extras=args.extra, groups=args.group, ignore_editable=args.ignore_editable_packages)
+
+
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; what is wrong with the source is raised."""
-    from poncho_wq.importers import Options, read_source
+    from poncho_wq.importers import read_source
 
-    options = Options(extras=args.extra, groups=args.group, ignore_editable=args.ignore_editable_packages)
-    imported = read_source(args.source, options)
+    imported = read_source(args.source, options_of(args))
     notes = list(imported.notes)
     if imported.digest is not None and imported.prefix is None:
         notes.append(

@@ -15,6 +15,7 @@ COMMANDS = {
     "run": (None, "run a command in an environment"),
     "explain": ("poncho_wq.cli.explain", "say what each import of a script or function is, and why it is in or out"),
     "env": ("poncho_wq.cli.env", "lock, show, compare, import and export descriptions of environments"),
+    "cache": ("poncho_wq.cli.cache", "list, check and clean up the cache of environments"),
     "demo": ("poncho_wq.cli.demo", "a manager and workers run a function in an environment built for it"),
 }
 

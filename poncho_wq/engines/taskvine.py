@@ -131,9 +131,11 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
             self.add_output(file.file, name)
         self._files = [file for file, _ in (*cached, *own, *outputs)]
         super().set_command(plan.command)
-        for context in (environment, *self._contexts):
+        super().add_execution_context(environment)
+        directory = vine_manager.mounted(self.command)
+        for context in self._contexts:
             super().add_execution_context(context)
-        super().set_command(vine_manager.without_shell(self.command))
+        super().set_command(vine_manager.checked(self.command, directory, plan.environment))
         self._submitted = True
 
     def _declare(self, path: str) -> Shared:

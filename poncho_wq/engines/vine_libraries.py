@@ -181,7 +181,7 @@ def _task(manager: Any, name: str, env: Environment, exec_mode: str, made: dict[
         command = f"/bin/sh -c {shlex.quote(_WITH_INIT.replace('{call}', call))} sh {shlex.quote(shell)}"
     task = vine.LibraryTask(command, name)
     task.add_execution_context(environment)
-    task.set_command(vine_manager.without_shell(task.command))
+    task.set_command(vine_manager.checked(task.command, vine_manager.mounted(task.command), env))
     files = [(declared.share(manager, file.path), file.name) for file in (program, functions)]
     for file, remote in files:
         task.add_input(file.file, remote)

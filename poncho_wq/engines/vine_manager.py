@@ -127,12 +127,25 @@ def declare(manager: Any, environment: Environment) -> Any:
     return found
 
 
-def without_shell(command: str) -> str:
-    """A command, with all of TaskVine's prefixes, that replaces the shell which the worker starts it with.
+_RUN = "/bin/run_in_env "
 
-    What the worker kills and waits for is then the task itself, and a signal that ended it is told as such.
+
+def mounted(command: str) -> str:
+    """Where an environment is in a task's sandbox, from the command that TaskVine has just put it before."""
+    return command.partition(_RUN)[0]
+
+
+def checked(command: str, directory: str, environment: Environment) -> str:
+    """``command``, with all of TaskVine's prefixes, for an ``environment`` mounted as ``directory``.
+
+    TaskVine takes no notice when unpacking fails, on a full disk for example, and mounts what there is; an empty
+    ``run_in_env`` would even succeed.  So the file that was unpacked last is looked for.  Then the command replaces the
+    shell: what the worker kills and waits for is the task itself, and a signal that ended it is told as such.
     """
-    return f"exec {command}"
+    # A tarball with a manifest is ours, and ends with this file.
+    last = "poncho/spec.json" if environment.platform is not None else "bin/run_in_env"
+    complaint = "poncho_wq: the environment could not be unpacked on this worker"
+    return f"[ -s {directory}/{last} ] || {{ echo '{complaint}' >&2; exit 125; }}; exec {command}"
 
 
 def ready(E: EnvironmentLike) -> Environment:

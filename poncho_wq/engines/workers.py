@@ -23,8 +23,8 @@ GRACE_SECONDS = 5
 class LocalWorkers:
     """``count`` workers of ``cores`` cores each, for the manager on ``port`` of this machine.
 
-    A context manager.  Each worker has a work directory of its own below ``directory`` (default: a temporary one), which
-    is removed with it.  ``environ`` is the workers' whole environment (default: this process's own).
+    A context manager.  Each worker has a work directory of its own below ``directory`` (default: a temporary one),
+    which is removed with it.  ``environ`` is the workers' whole environment (default: this process's own).
 
     Raises ``EngineNotInstalled`` when ``work_queue_worker`` is not on PATH.
     """
@@ -43,7 +43,8 @@ class LocalWorkers:
         if program is None:
             raise EngineNotInstalled(
                 "work_queue_worker is not on PATH",
-                advice="install Debian's coop-computing-tools (apt-get), or conda's ndcctools (conda install -c conda-forge ndcctools)",
+                advice="install Debian's coop-computing-tools (apt-get), or conda's ndcctools "
+                "(conda install -c conda-forge ndcctools)",
             )
         self.port = port
         self._program = program
@@ -74,8 +75,8 @@ class LocalWorkers:
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
-                    self._program, "-s", str(home), "--cores", str(self._cores), "-t", str(IDLE_SECONDS), *self._options,
-                    "127.0.0.1", str(self.port),
+                    self._program, "-s", str(home), "--cores", str(self._cores), "-t", str(IDLE_SECONDS),
+                    *self._options, "127.0.0.1", str(self.port),
                 ],
                 env=self._environ, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -51,10 +51,18 @@ class InstalledPackage:
 
 @dataclass(frozen=True, kw_only=True)
 class CondaPrefix:
-    """A prefix and its records, sorted by name.  ``path`` is absolute, symbolic links resolved."""
+    """A prefix and its records, sorted by name.
+
+    ``path`` is absolute, symbolic links resolved; ``given`` the absolute path that it was named by.
+    """
 
     path: Path
     packages: tuple[InstalledPackage, ...]
+    given: Path
+
+    def files(self) -> Iterator[str]:
+        """All that belongs to it, recorded or not, relative to ``path``, in a fixed order; but nothing compiled."""
+        return (path for path, _ in _walk(self.path))
 
     def fingerprint(self) -> str:
         """The sha256 of what the prefix holds, told by paths, sizes and times: it changes when a file does.
@@ -74,7 +82,7 @@ def read_conda_prefix(directory: Path, *, ignore_editable: bool = False) -> Impo
     Raises ``SpecError`` where a record cannot be read or there is none.
     """
     source = str(directory)
-    prefix = Path(os.path.realpath(directory))
+    prefix, given = Path(os.path.realpath(directory)), Path(os.path.abspath(directory))
     packages = tuple(sorted(_records(prefix), key=lambda each: each.package.name))
     if not packages:
         raise SpecError("has no packages (conda-meta holds no records)", source=source)
@@ -86,7 +94,7 @@ def read_conda_prefix(directory: Path, *, ignore_editable: bool = False) -> Impo
         {"conda": {"channels": list(channels), "packages": [each.matchspec for each in packages]}, "pip": pip},
         source=source,
     )
-    return Imported(spec=spec, notes=tuple(notes), prefix=CondaPrefix(path=prefix, packages=packages))
+    return Imported(spec=spec, notes=tuple(notes), prefix=CondaPrefix(path=prefix, packages=packages, given=given))
 
 
 def _pip_packages(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,17 +127,15 @@ def test_offline_says_what_is_missing(channels: Channels, conda_root: Path, tmp_
         environment(spec, cache_dir=tmp_path, locked=locked, offline=True)
 
 
-def test_offline_from_the_package_cache(channels: Channels, conda_root: Path) -> None:
+def test_offline_from_the_package_cache(channels: Channels, conda_root: Path, tmp_path: Path) -> None:
     """What was downloaded once is enough, also when the channel is out of reach."""
-    spec = channels.spec("tiny")
+    own = tmp_path / "own"
+    shutil.copytree(channels.root / "main", own, copy_function=os.link)
+    spec = EnvSpec.from_dict({"conda": {"channels": [own.as_uri()], "packages": ["tiny"]}})
     locked = lock_environment(spec, cache_dir=conda_root)
     first = environment(spec, cache_dir=conda_root, locked=locked)
-    hidden = channels.root / "hidden"
-    (channels.root / "main").rename(hidden)
-    try:
-        again = environment(spec, cache_dir=conda_root, locked=locked, offline=True, refresh=True)
-    finally:
-        hidden.rename(channels.root / "main")
+    own.rename(tmp_path / "hidden")
+    again = environment(spec, cache_dir=conda_root, locked=locked, offline=True, refresh=True)
     assert again.identity == first.identity
 
 

@@ -29,8 +29,8 @@ def double(x: Any) -> Any:
     return x * 2
 
 
-def state() -> tuple[int, int, str]:
-    return len(STATE), os.getpid(), os.getcwd()
+def state() -> tuple[int, int, str, str]:
+    return len(STATE), os.getpid(), os.getcwd(), os.environ["OMP_NUM_THREADS"]
 
 
 def setup() -> dict[str, str]:
@@ -159,12 +159,12 @@ def test_calls(library: Callable[..., Worker], mode: str) -> None:
     assert json.loads(worker.message()) == {"name": "a-name", "taskid": 7, "exec_mode": mode}
     assert worker.call(1, "double", 21) == (0, {"Success": True, "Result": 42, "Reason": None})
     assert worker.said(1) == "doubling 21\n"
-    status, result = worker.call(2, "state")
-    count, pid, cwd = result["Result"]
+    count, pid, cwd, threads = worker.call(2, "state")[1]["Result"]
     # What init did is there; what a call did is there only where calls share the process.
     assert count == (1 if mode == "fork" else 2)
     assert (pid == worker.process.pid) == (mode == "direct")
     assert cwd == str(worker.home / "func.2")
+    assert threads == "2", "four cores for two calls at a time"
     assert worker.call(3, "colour")[1]["Result"] == "green"
     assert worker.call(4, "double", x="ab")[1]["Result"] == "abab"
 
@@ -212,7 +212,7 @@ def test_a_killed_call_harms_no_other(library: Callable[..., Worker]) -> None:
 @pytest.mark.parametrize(("options", "words"), [
     ({"python": "2.6"}, "made by Python 2.6"),
     ({"status": 3}, "init of library a-name ended with exit status 3"),
-    ({"init": pause.__globals__["die"]}, "init of library a-name raised TypeError"),
+    ({"init": die}, "init of library a-name raised TypeError"),
     ({"wanted": ("json", "no_such")}, "module no_such cannot be imported"),
 ], ids=["python", "status", "init", "wanted"])  # fmt: skip
 def test_every_call_hears_why_it_could_not_start(
@@ -233,14 +233,10 @@ def test_what_analysis_found_may_be_missing(library: Callable[..., Worker]) -> N
     assert worker.call(1, "double", 1)[0] == 0
 
 
-def test_it_leads_its_group_and_shares_the_cores(library: Callable[..., Worker]) -> None:
-    worker = library("direct", init=lambda: STATE.extend([os.getpgrp(), int(os.environ["OMP_NUM_THREADS"])]))
+def test_it_leads_the_group_that_the_worker_kills(library: Callable[..., Worker]) -> None:
+    worker = library("direct")
     worker.message()
     assert os.getpgid(worker.process.pid) == worker.process.pid
-    worker.send(worker.start(1, "state"))
-    worker.answer(1)
-    # Four cores for two calls at a time.
-    assert worker.result(1)["Result"][0] == 2
 
 
 @MODES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import sys
@@ -102,6 +103,24 @@ def test_after_submission_nothing_changes(cluster: Cluster, env: Environment) ->
     with pytest.raises(EngineError, match="function task"):
         task.set_command("true")
     assert task.output is None
+
+
+@pytest.mark.parametrize("missing", [0.3, 0.01])
+def test_an_environment_that_cannot_be_unpacked(
+    cluster: Cluster, env: Environment, tmp_path: Any, missing: float
+) -> None:
+    """TaskVine ignores it, and calls the task a success whose status tells nothing."""
+    whole = env.tarball.read_bytes()
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes(whole[: int(len(whole) * (1 - missing))])
+    broken = dataclasses.replace(env, tarball=cut, identity="0" * 64)
+    cluster.start_worker()
+    function, command = PonchoTask(where, 3, environment=broken), PonchoTask("true", environment=broken)
+    cluster.run(function, command)
+    assert not command.returned
+    assert "could not be unpacked on this worker" in command.std_output
+    assert type(function.output) is TaskError
+    assert "the environment could not be provided" in str(function.output)
 
 
 def test_one_environment_for_tasks_python_tasks_and_libraries(
@@ -283,7 +302,9 @@ def test_init_is_shell_and_stays_inside(cluster: Cluster, env: Environment) -> N
     def look() -> tuple[str, str, str]:
         return os.environ["FOUND"], os.environ["WORD"], sys.prefix
 
-    text = "cd / && FOUND=$(python3 -c 'import sys; print(sys.prefix)') && export FOUND; cd \"$OLDPWD\"; PATH=/usr/bin:/bin; IFS=/"
+    text = "cd / && FOUND=$(python3 -c 'import sys; print(sys.prefix)') && export FOUND; cd \"$OLDPWD\"\n"
+    # What would lead out of the environment, or spoil the arguments that TaskVine appends.
+    text += "PATH=/usr/bin:/bin; IFS=/; set -- 1 2"
     manager.install_library(library_from_functions(manager, "lib", look, environment=env, init=text))
     cluster.start_worker()
     found, word, prefix = cluster.run(taskvine.FunctionCall("lib", look)).output

@@ -264,7 +264,7 @@ def test_a_signal_while_unpacking_leaves_nothing(
 ) -> None:
     directory = room / "env"
     where = ["-d", directory] if form == "persistent" else []
-    wrong = 0
+    wrong: list[object] = []
     for delay in (0.02, 0.06, 0.12, 0.2):
         process = slowed(faulty, room.parent).start("-e", large.path, *where, "sh", "-c", "echo ran; sleep 9", env={"TMPDIR": str(room)})
         time.sleep(delay)
@@ -273,9 +273,10 @@ def test_a_signal_while_unpacking_leaves_nothing(
         out, err = process.communicate(timeout=20)
         all_ended(process.pid)
         if not early:
-            wrong += process.returncode not in (-number, 128 + number) or (out, err) != ("", "")
-        wrong += [path.name for path in room.iterdir() if "lock" not in path.name] != []
-    assert wrong == 0
+            if process.returncode not in (-number, 128 + number) or out or err:
+                wrong.append((delay, process.returncode, out, err))
+        wrong += [path for path in room.iterdir() if "lock" not in path.name]
+    assert wrong == []
 
 
 # ---- damage --------------------------------------------------------------------------------------------------

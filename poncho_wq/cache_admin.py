@@ -1,0 +1,485 @@
+"""Looking after a cache: what is in it, what may go, and removing that while others build and look up.
+
+Deciding and removing are apart: ``scan`` reads, ``_Books`` counts, ``collect`` chooses, ``_Remover`` removes.  What is
+removed, in this order:
+
+1. What is of no use to anybody: working directories of the dead, entries that are not whole, the generations that a
+   ``refresh`` has superseded, failures that are not remembered any more.
+2. Entries that were not used for longer than asked, and then, while there is more than the limit, whichever was not
+   used for longest.
+3. Layers that no entry names, and the recipes of layers that are gone.
+
+Never what a living process uses.  How that is known, and what several collectors, builders and lookups see of each
+other, is the story in inuse.py: nothing here depends on what ``scan`` saw still being so, each removal looks again with
+the locks in its hands.
+
+A tarball or layer that several entries name is one file, counted once, and gone only with the last of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poncho_wq import inuse
+from poncho_wq.cache import ENTRY_NAME, USED_NAME, Cache, is_hash
+from poncho_wq.errors import CacheError
+from poncho_wq.failures import Failures
+from poncho_wq.scratch import DEAD, disk_error, sweep
+
+SIZE_VARIABLE = "PONCHO_CACHE_SIZE"
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*\Z", re.IGNORECASE)
+_GENERATION = re.compile(r"[0-9a-f]{16}\Z")
+_LAYER = re.compile(r"([0-9a-f]{64})\.gz\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One environment in the cache.
+
+    ``path`` is the tarball, None when the entry is not whole.  ``size`` is the tarball's in bytes, ``used`` when it was
+    last handed out (seconds since 1970), ``in_use`` whether a living process has it, as far as the locks tell.
+    ``superseded`` are generations (bytes in ``superseded_size``) that a refresh has replaced; ``layers`` are digests.
+    """
+
+    spec_hash: str
+    path: str | None
+    identity: str
+    size: int
+    used: float
+    python: str | None
+    platform: str
+    layers: tuple[str, ...]
+    inode: tuple[int, int]
+    superseded: tuple[str, ...]
+    superseded_size: int
+    in_use: bool
+
+    @property
+    def tarball(self) -> Path | None:
+        """The tarball; None when the entry is not whole."""
+        return None if self.path is None else Path(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What ``collect`` did, or with ``dry_run`` would have done.
+
+    ``evicted`` are the entries removed, ``superseded``, ``layers`` and ``leftovers`` counts, ``freed`` and ``left``
+    bytes (of tarballs and layers), ``in_use`` the entries that would have gone if nobody used them.
+    """
+
+    evicted: tuple[Listed, ...]
+    in_use: tuple[Listed, ...]
+    superseded: int
+    layers: int
+    leftovers: int
+    freed: int
+    left: int
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of ``"20G"``, ``"500 MB"`` (powers of 1000), ``"20GiB"`` (of 1024); None for ``"none"``, no limit.
+
+    Raises ``ValueError``.
+    """
+    if text.strip().lower() in ("none", "unlimited"):
+        return None
+    found = _SIZE.match(text)
+    if found is None:
+        raise ValueError(f"expected a size such as 20G, 500MB or 20GiB, or none, got {text!r}")
+    number, unit, binary = found.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def limit() -> int | None:
+    """``$PONCHO_CACHE_SIZE`` in bytes; None when it is not set or says ``none``.  Raises ``CacheError``.
+
+    There is no limit unless the user sets one: what is evicted may not be had again where it is wanted (no network on
+    a compute node), and would be resolved anew, perhaps to other versions.  Garbage is collected in any case.
+    """
+    text = os.environ.get(SIZE_VARIABLE, "")
+    try:
+        return parse_size(text) if text.strip() else None
+    except ValueError as error:
+        raise CacheError(f"${SIZE_VARIABLE}: {error}", advice=f"export {SIZE_VARIABLE}=20G, or unset it") from None
+
+
+def scan(cache: Cache) -> list[Listed]:
+    """All environments, least recently used first.  Nothing is locked or written.
+
+    Raises ``CacheError`` when the cache is somebody else's or cannot be read.
+    """
+    if not cache.exists():
+        return []
+    with inuse.Claims(cache.home, writable=False) as claims:
+        return _scan(cache, claims)
+
+
+def tidy(cache: Cache, most: int | None) -> None:
+    """What follows a build: collect garbage, and evict what is more than ``most`` bytes.
+
+    One process at a time; who finds another at it leaves it to that.  A cache that cannot be tidied works all the same.
+    """
+    with contextlib.suppress(CacheError, OSError), inuse.Claims(cache.home) as claims:
+        if claims.claim(inuse.COLLECTOR):
+            collect(cache, max_size=most)
+
+
+def collect(
+    cache: Cache, *, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
+) -> Collected:
+    """Remove garbage, what was not used for ``older_than`` seconds, and the rest until ``max_size`` bytes are left.
+
+    None is no limit.  Raises ``CacheError`` when the cache is somebody else's or read-only.
+    """
+    nothing = Collected(evicted=(), in_use=(), superseded=0, layers=0, leftovers=0, freed=0, left=0)
+    if not cache.exists():
+        return nothing
+    leftovers = 0
+    if not dry_run:
+        leftovers = _sweep(cache)
+        Failures(cache.home).remove_old()
+    now = time.time()
+    evicted: list[Listed] = []
+    kept: list[Listed] = []
+    superseded = freed = 0
+    with inuse.Claims(cache.home, writable=not dry_run) as claims:
+        remover = _Remover(cache.home, claims, now, dry_run=dry_run)
+        entries = _scan(cache, claims)
+        books = _Books(entries, _layer_sizes(cache.home))
+        for entry in entries:
+            if entry.superseded:
+                count, size = remover.remove_superseded(entry)
+                superseded, freed = superseded + count, freed + size
+            too_old = older_than is not None and entry.used < now - older_than
+            too_much = max_size is not None and books.total > max_size
+            if not (entry.path is None or too_old or too_much):
+                continue
+            if remover.remove_entry(entry):
+                evicted.append(entry)
+                freed += books.without(entry)
+            else:
+                kept.append(entry)
+        layers = remover.remove_layers(books.unnamed())
+    return Collected(
+        evicted=tuple(evicted),
+        in_use=tuple(kept),
+        superseded=superseded,
+        layers=len(layers),
+        leftovers=leftovers,
+        freed=freed + sum(books.layer_sizes[each] for each in layers),
+        left=books.total,
+    )
+
+
+def remove(cache: Cache, entries: Iterable[Listed]) -> tuple[list[Listed], list[Listed]]:
+    """Remove these entries, and the layers that only they name: those that are gone, and those that are in use."""
+    gone: list[Listed] = []
+    stay: list[Listed] = []
+    with inuse.Claims(cache.home) as claims:
+        # Asked for by name: on a file system without locks the user knows best.
+        remover = _Remover(cache.home, claims, float("inf"), dry_run=False)
+        for entry in entries:
+            (gone if remover.remove_entry(entry) else stay).append(entry)
+        books = _Books(_scan(cache, claims), _layer_sizes(cache.home))
+        remover.remove_layers(books.unnamed())
+    return gone, stay
+
+
+def find(entries: Sequence[Listed], word: str) -> list[Listed]:
+    """The entries whose hash, or identity, begins with ``word``, or whose tarball is so called or lies there."""
+    text = word.lower()
+    if re.fullmatch(r"[0-9a-f]{4,64}", text):
+        return [each for each in entries if each.spec_hash.startswith(text) or each.identity.startswith(text)]
+    if "/" in word:
+        return [each for each in entries if each.tarball == Path(word).absolute()]
+    return [each for each in entries if each.tarball is not None and word == each.tarball.name]
+
+
+class _Books:
+    """What the files of some entries come to, each counted once."""
+
+    def __init__(self, entries: Iterable[Listed], layer_sizes: dict[str, int]) -> None:
+        self.layer_sizes = layer_sizes
+        self._layers: Counter[str] = Counter()
+        self._tarballs: Counter[tuple[int, int]] = Counter()
+        self.total = 0
+        for entry in entries:
+            if entry.path is not None:
+                self.total += 0 if self._tarballs[entry.inode] else entry.size
+                self._tarballs[entry.inode] += 1
+            self._layers.update(set(entry.layers))
+        self.total += sum(layer_sizes.get(digest, 0) for digest in self._layers)
+
+    def without(self, entry: Listed) -> int:
+        """Take an entry out; the bytes of tarballs that go with it.  Its layers are unnamed, and go later."""
+        freed = 0
+        if entry.path is not None:
+            self._tarballs[entry.inode] -= 1
+            freed = 0 if self._tarballs[entry.inode] else entry.size
+        self.total -= freed
+        for digest in set(entry.layers):
+            self._layers[digest] -= 1
+            if not self._layers[digest]:
+                self.total -= self.layer_sizes.get(digest, 0)
+        return freed
+
+    def unnamed(self) -> list[str]:
+        """The layers that are there and that no entry names."""
+        return [digest for digest in self.layer_sizes if not self._layers[digest]]
+
+
+class _Remover:
+    """Removes one thing after another, each with its locks held; says no where something is in use.
+
+    ``now`` is for file systems without locks, where the last use must have been ``inuse.GRACE`` seconds before it.
+    """
+
+    def __init__(self, home: Path, claims: inuse.Claims, now: float, *, dry_run: bool) -> None:
+        self._home = home
+        self._claims = claims
+        self._now = now
+        self._dry_run = dry_run
+
+    def remove_entry(self, entry: Listed) -> bool:
+        """Whether it is gone."""
+        path = f"{self._home}/environments/{entry.spec_hash}"
+        with self._claimed([inuse.hash_byte(entry.spec_hash)]) as unused:
+            # Somebody may have had it, and ended, since it was listed.
+            if not unused or not self._rested(path, entry.used):
+                return False
+            bytes_ = [inuse.generation_byte(name) for name in _directories(path)]
+            with self._claimed(bytes_) as unused:
+                if not unused:
+                    return False
+                doomed = self._out_of_sight(path)
+        _remove_tree(doomed)
+        return True
+
+    def remove_superseded(self, entry: Listed) -> tuple[int, int]:
+        """Remove generations that are not the entry's current one: how many, and bytes."""
+        count = size = 0
+        for name in entry.superseded:
+            with self._claimed([inuse.hash_byte(entry.spec_hash), inuse.generation_byte(name)]) as unused:
+                path = f"{self._home}/environments/{entry.spec_hash}"
+                if not unused or not self._rested(path, entry.used) or _current(path) == name:
+                    continue
+                bytes_ = _size(f"{path}/{name}")
+                doomed = self._out_of_sight(f"{path}/{name}")
+            _remove_tree(doomed)
+            count, size = count + 1, size + bytes_
+        return count, size
+
+    def remove_layers(self, digests: Sequence[str]) -> Sequence[str]:
+        """Remove layers that no entry names, and recipes of what is gone; those removed.  None while anybody builds."""
+        if not digests:
+            return ()
+        with self._claimed([inuse.LAYERS]) as unused:
+            if not unused or (not self._claims.locks and not self._dry_run):
+                return ()
+            if not self._dry_run:
+                for digest in digests:
+                    _unlink(f"{self._home}/layers/{digest}.gz")
+                _remove_recipes(str(self._home))
+        return digests
+
+    @contextlib.contextmanager
+    def _claimed(self, bytes_: Sequence[int]) -> Iterator[bool]:
+        """Whether these bytes are ours alone, all of them, for the block; a dry run only asks."""
+        if self._dry_run:
+            yield not any(self._claims.is_used(byte) for byte in bytes_)
+            return
+        ours: list[int] = []
+        try:
+            for byte in bytes_:
+                if not self._claims.claim(byte):
+                    yield False
+                    return
+                ours.append(byte)
+            yield True
+        finally:
+            for byte in ours:
+                self._claims.let_go(byte)
+
+    def _rested(self, path: str, used: float) -> bool:
+        """Whether the entry was not used since it was listed, nor, where there are no locks, lately."""
+        if not self._claims.locks and used > self._now - inuse.GRACE:
+            return False
+        with contextlib.suppress(OSError):
+            return os.stat(f"{path}/{USED_NAME}").st_mtime <= used
+        return True
+
+    def _out_of_sight(self, path: str) -> str:
+        """Rename a directory to what belongs to nobody, in one step."""
+        if self._dry_run:
+            return ""
+        doomed = f"{self._home}/tmp/{DEAD}{secrets.token_hex(8)}"
+        try:
+            os.rename(path, doomed)
+        except FileNotFoundError:
+            return ""  # somebody else's work
+        except OSError as error:
+            raise disk_error(error, Path(path), "could not be removed") from error
+        return doomed
+
+
+# Reading
+
+
+def _scan(cache: Cache, claims: inuse.Claims) -> list[Listed]:
+    try:
+        with os.scandir(cache.home / "environments") as found:
+            names = [each.name for each in found if is_hash(each.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise disk_error(error, cache.home, "cannot be read") from error
+    root = f"{cache.home}/environments/"
+    listed = [each for name in names if (each := _listed(root + name, name, claims)) is not None]
+    return sorted(listed, key=lambda each: each.used)
+
+
+def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
+    """One entry; None when it has just been removed."""
+    try:
+        generations = _directories(path)
+        used = _time(f"{path}/{USED_NAME}") or _time(path)
+    except OSError:
+        return None
+    facts = _facts(path)
+    current, size, inode = _whole(path, spec_hash, facts)
+    superseded = tuple(each for each in generations if each != current) if current else ()
+    layers = facts.get("layers")
+    return Listed(
+        spec_hash=spec_hash,
+        path=f"{path}/{facts['tarball']}" if current else None,
+        identity=str(facts.get("identity", "")),
+        size=size,
+        used=used,
+        python=facts.get("python"),
+        platform=str(facts.get("platform", "")),
+        layers=tuple(layers) if current and isinstance(layers, list) else (),
+        inode=inode,
+        superseded=superseded,
+        superseded_size=sum(_size(f"{path}/{each}") for each in superseded) if superseded else 0,
+        in_use=claims.any_used and any(claims.is_used(inuse.generation_byte(each)) for each in generations),
+    )
+
+
+def _whole(path: str, spec_hash: str, facts: dict[str, Any]) -> tuple[str, int, tuple[int, int]]:
+    """The current generation, its tarball's size and which file that is; nothing when that is not whole."""
+    name = facts.get("tarball")
+    if facts.get("spec_hash") == spec_hash and isinstance(name, str):
+        try:
+            found = os.lstat(f"{path}/{name}")
+        except (OSError, ValueError):
+            return "", 0, (0, 0)
+        if stat.S_ISREG(found.st_mode) and found.st_size == facts.get("size"):
+            return name.partition("/")[0], found.st_size, (found.st_dev, found.st_ino)
+    return "", 0, (0, 0)
+
+
+def _directories(path: str) -> list[str]:
+    """The generations in an entry's directory."""
+    try:
+        return [name for name in os.listdir(path) if _GENERATION.match(name)]
+    except FileNotFoundError:
+        return []
+
+
+def _facts(path: str) -> dict[str, Any]:
+    try:
+        with open(f"{path}/{ENTRY_NAME}", "rb", buffering=0) as stream:
+            facts = json.loads(stream.read())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _current(path: str) -> str:
+    return str(_facts(path).get("tarball")).partition("/")[0]
+
+
+def _time(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(directory: str) -> int:
+    """Bytes of the files in a directory."""
+    with contextlib.suppress(OSError), os.scandir(directory) as found:
+        return sum(each.stat(follow_symlinks=False).st_size for each in found)
+    return 0
+
+
+def _layer_sizes(home: Path) -> dict[str, int]:
+    sizes = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(home / "layers") as found:
+        for each in found:
+            if name := _LAYER.match(each.name):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[name[1]] = each.stat(follow_symlinks=False).st_size
+    return sizes
+
+
+# Removing
+
+
+def _sweep(cache: Cache) -> int:
+    """Remove the working directories of the dead; how many."""
+    gone = 0
+    for tmp in (cache.home / "tmp", cache.root / "data/tmp"):
+        if tmp.is_dir():
+            before = len(os.listdir(tmp))
+            sweep(tmp)
+            gone += before - len(os.listdir(tmp))
+    return max(gone, 0)
+
+
+def _remove_recipes(home: str) -> None:
+    """Remove recipes whose layer is gone.  One that comes back meanwhile may lose its recipe, and is made once more."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(f"{home}/recipes") as found:
+        for each in found:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                with open(each.path, "rb", buffering=0) as stream:
+                    digest = json.loads(stream.read())["digest"]
+                if not os.path.exists(f"{home}/layers/{digest}.gz"):
+                    os.unlink(each.path)
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a directory that nobody else can be in; what cannot be removed is left for the next ``sweep``.
+
+    By paths, which for 10,000 of them takes a third of the time of ``shutil.rmtree``: that guards against others who
+    replace directories by links, and here nobody else may write.
+    """
+    if not path:
+        return
+    with contextlib.suppress(OSError):
+        with os.scandir(path) as found:
+            for each in found:
+                if each.is_dir(follow_symlinks=False):
+                    _remove_tree(each.path)
+                else:
+                    _unlink(each.path)
+        os.rmdir(path)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
