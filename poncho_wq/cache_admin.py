@@ -133,9 +133,12 @@ def tidy(cache: Cache, most: int | None) -> None:
 
     One process at a time; who finds another at it leaves it to that.  A cache that cannot be tidied works all the same.
     """
-    with contextlib.suppress(CacheError, OSError), inuse.Claims(cache.home) as claims:
-        if claims.claim(inuse.COLLECTOR):
-            collect(cache, max_size=most)
+    with contextlib.suppress(CacheError, OSError):
+        if not cache.exists():
+            return
+        with inuse.Claims(cache.home) as claims:
+            if claims.claim(inuse.COLLECTOR):
+                collect(cache, max_size=most)
 
 
 def collect(
@@ -189,6 +192,8 @@ def remove(cache: Cache, entries: Iterable[Listed]) -> tuple[list[Listed], list[
     """Remove these entries, and the layers that only they name: those that are gone, and those that are in use."""
     gone: list[Listed] = []
     stay: list[Listed] = []
+    if not cache.exists():
+        return gone, stay
     with inuse.Claims(cache.home) as claims:
         # Asked for by name: on a file system without locks the user knows best.
         remover = _Remover(cache.home, claims, float("inf"), dry_run=False)

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from poncho_wq import inuse
 from poncho_wq.cache import ENTRY_NAME, Cache
@@ -149,7 +149,7 @@ def _problem(stream: BinaryIO, length: int, digest: str) -> str | None:
     """What is wrong with the gzip member of ``length`` bytes that begins here, and should hold ``digest``."""
     from isal import isal_zlib
 
-    damaged: type[Exception] = isal_zlib.error
+    damaged: Any = isal_zlib.error  # whose type its stubs have wrong
     content = hashlib.sha256()
     unzip = isal_zlib.decompressobj(31)
     left = length

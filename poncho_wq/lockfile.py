@@ -1,7 +1,7 @@
 """`poncho.lock`: a specification and what it was resolved to, in one file that builds the same environment again.
 
-`poncho-wq env lock SPEC > poncho.lock` writes it, `poncho_package_create --locked poncho.lock` reads it.  It is meant to
-be kept in a repository: it names no machine and no user, and changes only when a package does.
+`poncho-wq env lock SPEC > poncho.lock` writes it, `poncho_package_create --locked poncho.lock` reads it.  It is meant
+to be kept in a repository: it names no machine and no user, and changes only when a package does.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LockFile:
 
 
 def read_lockfile(path: str | PathLike[str]) -> LockFile:
-    """The lock file at `path`.  Raises `SpecError` when it is none or cannot be read, `BuildError` when it is damaged."""
+    """The lock file at `path`.  Raises `SpecError` when it is none, `BuildError` when it is damaged."""
     name = fspath(path)
     try:
         with open(name, "rb") as file:

@@ -1,8 +1,8 @@
 """The ``.pyc`` files that conda packages bring: taken over instead of compiled again, which would take far longer.
 
 Theirs name the time of their source, which a tarball does not keep.  So the first 16 bytes are replaced by those of an
-unchecked-hash ``.pyc`` (PEP 552); the code that follows stays, as the package's author built it.  The same package gives
-the same bytes.
+unchecked-hash ``.pyc`` (PEP 552); the code that follows stays, as the package's author built it.  The same package
+gives the same bytes.
 """
 
 from __future__ import annotations

@@ -347,19 +347,6 @@ def test_another_version_is_refused_with_advice(version: str) -> None:
     assert "conda" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("section", "value"),
-    [
-        ("git", {"DATA": {"remote": "https://host.example/a"}}),
-        ("http", {"DATA": {"type": "file", "url": "https://host.example/a"}}),
-    ],
-)
-def test_sections_of_later_are_refused_by_name(section: str, value: object) -> None:
-    with pytest.raises(SpecError, match=f"cannot build environments with a '{section}' section yet") as caught:
-        builder_for(EnvSpec.from_dict({section: value}))
-    assert caught.value.path == section
-
-
 def test_progress_counts_packages(tmp_path: Path, only_wheels: None) -> None:
     seen: list[Progress] = []
     builder = HostBuilder(cache_root=tmp_path / "cache")

@@ -123,7 +123,17 @@ def make_venv(modules: Modules, directory: Path, *, quota: Path) -> Path:
     write_wheel(wheels, "kepler", "3.0", {"kepler.py": "LAW = 3\n"})
     (quota / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
     subprocess.run([modules.python, "-m", "venv", "--without-pip", directory], check=True)
-    argv = [find_uv(), "pip", "install", "-q", "--no-index", "--find-links", wheels, "--python", directory]
+    argv: list[str | Path] = [
+        find_uv(),
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--find-links",
+        wheels,
+        "--python",
+        directory,
+    ]
     subprocess.run([*argv, "orbit"], check=True, env={**os.environ, "UV_CACHE_DIR": str(quota / "uv")})
     return directory
 

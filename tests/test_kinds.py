@@ -78,7 +78,18 @@ def pylock(where: Path, wheels: Path) -> Path:
 def venv(where: Path, wheels: Path) -> Path:
     uv, python = find_uv(), Interpreter.running().executable
     subprocess.run([uv, "venv", "-q", "--no-project", "--python", python, where / "venv"], check=True)
-    argv = [uv, "pip", "install", "-q", "--no-index", "--find-links", wheels, "--python", where / "venv", "thing==1.0"]
+    argv: list[str | Path] = [
+        uv,
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--find-links",
+        wheels,
+        "--python",
+        where / "venv",
+        "thing==1.0",
+    ]
     subprocess.run(argv, check=True, env={**os.environ, "UV_CACHE_DIR": str(where / "uv")})
     return where / "venv"
 

@@ -39,7 +39,7 @@ def test_options_in_the_pip_list_reach_the_builder(channels: Channels, conda_roo
     (tmp_path / "limits.txt").write_text("thing<2\n")
     file = tmp_path / "environment.yml"
 
-    def version(*options: str) -> str:
+    def run_with(*options: str) -> str:
         lines = "".join(f"    - '{line}'\n" for line in ("--no-index", "--find-links wheels", *options))
         file.write_text(
             f"name: lab\nchannels:\n  - {channels.main}\n  - nodefaults\ndependencies:\n  - python={MINOR}\n  - tiny\n"
@@ -51,8 +51,8 @@ def test_options_in_the_pip_list_reach_the_builder(channels: Channels, conda_roo
         assert str(tmp_path) not in names
         return in_it(made.tarball, "python", "-c", "import tiny, thing, os; print(thing.V, os.environ['LAB'])")
 
-    assert version() == "2.0 rat"
-    assert version("-c limits.txt") == "1.0 rat"
-    assert version("--pre") == "3.0a1 rat"
+    assert run_with() == "2.0 rat"
+    assert run_with("-c limits.txt") == "1.0 rat"
+    assert run_with("--pre") == "3.0a1 rat"
     with pytest.raises(SolveError, match="thing"):
-        version("--only-binary :all:", "-c limits.txt", "thing>=2")
+        run_with("--only-binary :all:", "-c limits.txt", "thing>=2")

@@ -64,7 +64,18 @@ def pip_install(prefix: Path, wheels: Path) -> None:
     """By uv, as pip does it: a script that begins with the interpreter's path."""
     write_wheel(wheels, "extra", "2.0", {"extra.py": "def main():\n    print('extra ran')\n"},
                 scripts={"extra": "extra:main"})  # fmt: skip
-    argv = [find_uv(), "pip", "install", "-q", "--offline", "--no-index", "--find-links", wheels, "extra", "--python"]
+    argv: list[str | Path] = [
+        find_uv(),
+        "pip",
+        "install",
+        "-q",
+        "--offline",
+        "--no-index",
+        "--find-links",
+        wheels,
+        "extra",
+        "--python",
+    ]
     env = {"PATH": os.defpath, "UV_CACHE_DIR": str(wheels / "uv"), "HOME": str(wheels)}
     subprocess.run([*argv, prefix / "bin/python"], check=True, env=env)
 
@@ -89,12 +100,12 @@ def test_an_environment_by_name_behind_a_linked_dot_conda(
     assert os.fsencode(tmp_path / "fred") not in content
     shutil.rmtree(real)
     shutil.rmtree(home)
-    place = tmp_path / "worker"
     code = (
         "import sys, prefixed, tiny, os\n"
         "assert sys.prefix == os.environ['PONCHO_PREFIX'], sys.prefix\n"
-        "print(prefixed.TEXT.replace(sys.prefix, 'P'), [x.replace(sys.prefix, 'P') for x in prefixed.binary_strings()])\n"
-        "print(open(sys.prefix + '/by-hand').read().replace(sys.prefix, 'P').strip(), os.environ['ACTIVATED_DATA'][-15:])\n"
+        "def say(*texts): print(*(text.replace(sys.prefix, 'P').strip() for text in texts))\n"
+        "say(prefixed.TEXT, str(prefixed.binary_strings()))\n"
+        "say(open(sys.prefix + '/by-hand').read(), os.environ['ACTIVATED_DATA'][-15:])\n"
         "print(open(sys.prefix + '/lib/absolute').read().strip())\n"
     )
     assert in_it(made.tarball, "python", "-c", code).splitlines() == [
@@ -105,7 +116,6 @@ def test_an_environment_by_name_behind_a_linked_dot_conda(
     for command, said in (("tiny", "tiny 1.1 main"), ("extra", "extra ran")):
         assert in_it(made.tarball, command) == said
     assert in_it(made.tarball, "prefixed-tool") != ""
-    assert not place.exists()
 
 
 def test_what_was_changed_by_hand_is_packed_again(channels: Channels, conda: Conda, tmp_path: Path) -> None:
@@ -179,7 +189,7 @@ def test_unlinking_undoes_linking(kind: str, pieces: list[bytes], name: str) -> 
         found = unlink(installed, kind, LONG, names, sha256=digest, path="x")
     except BuildError:
         # Only where undoing is not unique: the text itself has what the prefix is called.
-        assert name.encode() in original
+        assert any(other.encode() in original for other in NAMES)
         return
     if not any(other.encode() in original for other in NAMES):
         assert found == _linked(original, kind, LONG, PLACEHOLDER)
