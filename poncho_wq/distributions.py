@@ -116,9 +116,7 @@ class Installed:
         wanted = canonicalize_name(name)
         record = self.conda.named(name) if self.conda else None
         if record is not None:
-            return Distribution(
-                name=record.name, version=record.version, requirement=record.matchspec, kind="conda"
-            )
+            return Distribution(name=record.name, version=record.version, requirement=record.matchspec, kind="conda")
         for each in self.metadata:
             if each.canonical == wanted:
                 return self._distribution(each)
@@ -168,9 +166,7 @@ class Installed:
     def _unclaimed(self, top: str, file: Path, root: Path) -> Found:
         record = self.conda.owner(file) if self.conda else None
         if record is not None:
-            found = Distribution(
-                name=record.name, version=record.version, requirement=record.matchspec, kind="conda"
-            )
+            found = Distribution(name=record.name, version=record.version, requirement=record.matchspec, kind="conda")
             return Found(distributions=(found,))
         return self._editable(top) or Found(unclaimed=file)
 
@@ -185,9 +181,7 @@ class Installed:
                 file = next((found for place in places if (found := module_file(place, top))), None)
             if file is not None:
                 path = file.parent if file.stem == "__init__" else file
-                return Found(
-                    local=LocalModule(name=top, path=path, root=path.parent, distribution=each.label)
-                )
+                return Found(local=LocalModule(name=top, path=path, root=path.parent, distribution=each.label))
         return None
 
     def _namespace(self, module: str, names: tuple[str, ...], beside: Path | None) -> Found | None:
@@ -218,9 +212,7 @@ class Installed:
     def _describe(self, metadata: Metadata) -> Distribution:
         record = self.conda.owner(metadata.path) if self.conda else None
         if record is not None:
-            return Distribution(
-                name=record.name, version=record.version, requirement=record.matchspec, kind="conda"
-            )
+            return Distribution(name=record.name, version=record.version, requirement=record.matchspec, kind="conda")
         requirement, remark = metadata.requirement()
         return Distribution(
             name=metadata.name,

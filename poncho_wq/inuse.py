@@ -68,7 +68,8 @@ def keep(home: Path, generation: str) -> bool:
     with _guard:
         kept = _kept.get(path)
         try:
-            if kept is None or os.fstat(kept.handle).st_nlink == 0:
+            if kept is None or kept.is_gone():
+                _close_those_gone()
                 kept = _kept[path] = _Kept(_open(home))
             if generation not in kept.names:
                 if not _lock(kept.handle, fcntl.F_RDLCK, generation_byte(generation)):
@@ -165,6 +166,16 @@ class _Kept:
     def __init__(self, handle: int) -> None:
         self.handle = handle
         self.names: set[str] = set()
+
+    def is_gone(self) -> bool:
+        """Whether the cache was removed."""
+        return os.fstat(self.handle).st_nlink == 0
+
+
+def _close_those_gone() -> None:
+    """Locks in a cache that was removed protect nothing; open files are few."""
+    for path in [path for path, kept in _kept.items() if kept.is_gone()]:
+        os.close(_kept.pop(path).handle)
 
 
 _guard = threading.Lock()

@@ -71,7 +71,7 @@ def pack(
     Raises ``PackError`` when a file of the prefix cannot be packed or the tarball not be written, ``CacheError`` when
     the store cannot be used.
     """
-    ours = runtime_files(spec, lock) if runtime is None else runtime
+    ours = runtime_files(spec, lock, prefix.certificates) if runtime is None else runtime
     found = scan(prefix, hidden=frozenset(ours))
     plans = plan_layers(found)
     own = Plan(name="runtime", entries=tuple(sorted((_runtime_entry(*item) for item in ours.items()), key=by_path)))
@@ -100,7 +100,7 @@ def pack(
     )
 
 
-def runtime_files(spec: EnvSpec, lock: Lock) -> dict[str, tuple[int, bytes]]:
+def runtime_files(spec: EnvSpec, lock: Lock, certificates: Sequence[str] = ()) -> dict[str, tuple[int, bytes]]:
     """The files that every environment of ours gets besides its packages: path → (mode, content).
 
     They replace files of the same name, such as a virtual environment's ``bin/activate``.
@@ -114,17 +114,37 @@ def runtime_files(spec: EnvSpec, lock: Lock) -> dict[str, tuple[int, bytes]]:
         "bin/poncho_package_run": (0o755, wrapper_path().read_bytes()),
         "bin/run_in_env": (0o755, given.joinpath("run_in_env").read_bytes()),
         "poncho/lock.json": (0o644, _text(lock.to_json())),
-        "poncho/set_env": (0o644, _text(_set_env(spec))),
+        "poncho/set_env": (0o644, _text(_set_env(spec, certificates))),
         "poncho/spec.json": (0o644, _text(spec.to_json(indent=2))),
     }
 
 
-def _set_env(spec: EnvSpec) -> str:
-    """A POSIX sh file that sets the specification's variables, given the prefix as ``$1``."""
+def _set_env(spec: EnvSpec, certificates: Sequence[str] = ()) -> str:
+    """A POSIX sh file that sets the specification's variables, given the prefix as ``$1``.
+
+    An OpenSSL from one distribution finds no certificates on another's machine: where none of ``certificates`` is there
+    and nobody has said where they are, it is told.  The specification's own variables come later, and win.
+    """
     lines = ["# Sourced with the prefix as $1."]
+    if certificates:
+        lines.append(_USUAL_CERTIFICATES % " ".join(f"[ ! -e {_quoted(path)} ] &&" for path in certificates))
     lines += [f"export {name}={_quoted(value)}" for name, value in spec.env]
     lines += [f'export {name}="$1/poncho/data/{name}"' for name in sorted(name for name, _ in (*spec.git, *spec.http))]
     return "\n".join(lines)
+
+
+# Debian, Ubuntu, Arch; Fedora, RHEL; openSUSE; Alpine: the bundles that the systems' own packages keep.
+_USUAL_CERTIFICATES = """\
+if %s [ -z "${SSL_CERT_FILE-}${SSL_CERT_DIR-}" ]; then
+	for _poncho_bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt \\
+		/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem; do
+		if [ -f "$_poncho_bundle" ]; then
+			export SSL_CERT_FILE="$_poncho_bundle"
+			break
+		fi
+	done
+	unset _poncho_bundle
+fi"""
 
 
 def _quoted(value: str) -> str:

@@ -34,7 +34,7 @@ def install(
     (metadata / "METADATA").write_text(f"{headers}\nName: not this one\n")
     if record:
         own = [f"{metadata.name}/METADATA", f"{metadata.name}/RECORD", "../../../bin/tool"]
-        (metadata / "RECORD").write_text("".join(f'{_quoted(path)},sha256=x,1\n' for path in [*contents, *own]))
+        (metadata / "RECORD").write_text("".join(f"{_quoted(path)},sha256=x,1\n" for path in [*contents, *own]))
     if top_level is not None:
         (metadata / "top_level.txt").write_text(top_level + "\n")
     if direct_url is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -320,6 +321,47 @@ def test_nothing_that_is_being_built_goes_and_no_layer_under_the_builder(tmp_pat
     assert here(tmp_path) == {"a"}
 
 
+def test_a_builder_that_has_just_made_the_directory_of_its_entry_is_not_disturbed(tmp_path: Path) -> None:
+    put(tmp_path, B)
+    made, go_on = Event(), Event()
+
+    def build() -> None:
+        real = Path.rename
+
+        def rename(path: Path, target: Path) -> Path:
+            if target.parent.name == A:
+                made.set()
+                go_on.wait()
+            return real(path, target)
+
+        Path.rename = rename  # type: ignore[method-assign, assignment]
+        Cache(tmp_path).build_once(A, maker(b"new"))
+
+    with children() as start:
+        builder = start(build)
+        made.wait()
+        collect(Cache(tmp_path), max_size=0)
+        go_on.set()
+        assert builder.wait() == 0
+    assert here(tmp_path) == {"a"}
+
+
+def test_what_could_not_be_removed_is_as_free_as_before(tmp_path: Path) -> None:
+    first = put(tmp_path, A, b"old")
+    (old,) = (path.name for path in first.glob("*/"))
+    put(tmp_path, A, b"newer")
+    (new,) = (path.name for path in first.glob("*/") if path.name != old)
+    for used, other in ((old, new), (new, old)):
+        ready = Event()
+        with children() as start, inuse.Claims(tmp_path / "v1") as claims:
+            start(lambda used=used, ready=ready: (inuse.keep(tmp_path / "v1", used), ready.set(), signal.pause()))
+            ready.wait()
+            remover = cache_admin._Remover(tmp_path / "v1", claims, 0, dry_run=False)
+            assert not remover.remove_entry(scan(Cache(tmp_path))[0])
+            elsewhere(lambda other=other: inuse.keep(tmp_path / "v1", other) or os._exit(3))
+            elsewhere(lambda: Cache(tmp_path).build_once(A, never))
+
+
 def test_used_between_listing_and_removing(tmp_path: Path) -> None:
     put(tmp_path, A)
     listed = scan(Cache(tmp_path))
@@ -453,8 +495,11 @@ def test_a_thousand_environments_need_one_open_file(tmp_path: Path) -> None:
         home.mkdir()
         for number in range(1000):
             assert inuse.keep(home, f"{number:016x}")
-        opened = [fd for fd in range(3, 256) if Path(f"/proc/self/fd/{fd}").is_symlink()]
-        assert [os.readlink(f"/proc/self/fd/{fd}") for fd in opened].count(str(home / "in-use")) == 1
+        opened = []
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                opened.append(os.readlink(f"/proc/self/fd/{fd}"))
+        assert opened.count(str(home / "in-use")) == 1
 
     elsewhere(work)
 
@@ -469,6 +514,19 @@ def test_a_cache_that_was_removed_and_made_again_is_used_again(tmp_path: Path) -
     with inuse.Claims(home) as claims:
         assert not claims.claim(byte)
         assert claims.claim(byte + 1)
+
+
+def test_files_of_caches_that_are_gone_are_closed(tmp_path: Path) -> None:
+    def work() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            home = tmp_path / f"{number}"
+            home.mkdir()
+            assert inuse.keep(home, "a" * 16)
+            (home / "in-use").unlink()
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+    elsewhere(work)
 
 
 # After a build
@@ -576,6 +634,7 @@ def _full(number: int) -> BuildError:
 def test_what_may_go_well_the_next_time_is_not_remembered(error: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
         Cache(tmp_path).build_once(A, failing(error))
+    assert not (tmp_path / "v1/failures").exists()
     assert Cache(tmp_path).build_once(A, maker()).size == 9
 
 
@@ -591,6 +650,7 @@ def test_a_failure_is_forgotten_after_ten_minutes(tmp_path: Path, monkeypatch: p
     with pytest.raises(BuildError):
         Cache(tmp_path).build_once(A, never)
     monkeypatch.setattr(failures.time, "time", lambda: now + failures.REMEMBERED + 5)
+    assert failures.Failures(tmp_path / "v1").recall(A, "") is None
     collect(Cache(tmp_path))
     assert list((tmp_path / "v1/failures").iterdir()) == []
     assert Cache(tmp_path).build_once(A, maker()).size == 9
@@ -605,11 +665,12 @@ def test_a_damaged_memory_is_none(text: str, tmp_path: Path) -> None:
     assert Cache(tmp_path).build_once(A, maker()).size == 9
 
 
-def test_a_memory_that_names_another_class_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["UnresolvedImport", "CacheError", "json"])
+def test_a_memory_that_names_another_class_is_not_believed(name: str, tmp_path: Path) -> None:
     with pytest.raises(BuildError):
         Cache(tmp_path).build_once(A, failing(BuildError("x")))
     path = tmp_path / f"v1/failures/{A}.json"
-    path.write_text(path.read_text().replace("BuildError", "UnresolvedImport"))
+    path.write_text(path.read_text().replace("BuildError", name))
     assert Cache(tmp_path).build_once(A, maker()).size == 9
 
 
@@ -683,14 +744,17 @@ def test_verify_and_mend_layers_and_downloads(tmp_path: Path) -> None:
     real(root, A, tmp_path)
     one, two, *_ = sorted((root / "v1/layers").iterdir())
     one.write_bytes(one.read_bytes()[:-9])
-    two.write_bytes(two.read_bytes() + b"x")
+    intact = two.read_bytes()
+    two.write_bytes(intact + b"x")
+    other = root / f"v1/layers/{'f' * 64}.gz"
+    other.write_bytes(intact)
     store = root / "data/http"
     store.mkdir(parents=True)
     (store / ("0" * 64)).write_text("not that")
     cache = Cache(root)
     found = verify(cache, scan(cache))
     assert {(each.kind, each.path) for each in found} == {
-        ("layer", one), ("layer", two), ("download", store / ("0" * 64)),
+        ("layer", one), ("layer", two), ("layer", other), ("download", store / ("0" * 64)),
     }  # fmt: skip
     assert mend(cache, found) == []
     assert verify(cache, scan(cache)) == []

@@ -213,3 +213,26 @@ def test_nothing_is_written_to_a_home_with_a_quota(load: Modules, tmp_path: Path
     assert home.stat().st_mtime_ns == before
     assert (project / "cache").is_dir()
     assert not [each for each in project.iterdir() if each.name.startswith(("tmp", "poncho-uv"))], "scratch was left"
+
+
+def test_https_on_a_worker_of_another_distribution(shared_cache: Path, tmp_path: Path) -> None:
+    """OpenSSL looks for certificates where its own distribution keeps them, and other distributions keep none there."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("hiding a directory needs root and unshare")
+    made = environment({"python": MINOR}, cache_dir=shared_cache)
+    code = "import os, ssl; print(len(ssl.create_default_context().get_ca_certs()), 'SSL_CERT_FILE' in os.environ)"
+    default = on_a_worker(made.tarball, "python", "-c", code)
+    places = on_a_worker(
+        made.tarball, "python", "-c", "import ssl; print(*ssl.get_default_verify_paths()[3::2])"
+    ).split()
+    if default.split() == ["0", "False"] or not all(os.path.exists(place) for place in places):
+        pytest.skip("this machine keeps no certificates where OpenSSL looks for them")
+    hide = " && ".join(
+        f"mount -t tmpfs none '{place}'" for place in sorted({str(Path(each).parent) for each in places})
+    )
+    script = f'{hide} && exec sh "$0" -e "$1" --unpack-to "$2" -- python -c "$3"'
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    argv += [str(wrapper_path()), str(made.tarball), str(tmp_path / "unpacked"), code]
+    for _ in ("unpacked", "there already"):
+        done = subprocess.run(argv, env=WORKER, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == [default.split()[0], "True"], done.stderr

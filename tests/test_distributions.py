@@ -345,7 +345,9 @@ def prefix(tmp_path: Path) -> Path:
     below = "lib/python3.11/site-packages"
     conda(prefix, "python", "3.11.7", "hab_0", ["bin/python3.11"], forge)
     conda(prefix, "numpy", "1.26.4", "py311_0", [f"{below}/numpy-1.26.4.dist-info/METADATA"], forge)
-    conda(prefix, "ndcctools", "7.8", "h_1", [f"{below}/ndcctools/__init__.py"], "https://u:pw@my.host/t/tk-1/chan/noarch")
+    conda(
+        prefix, "ndcctools", "7.8", "h_1", [f"{below}/ndcctools/__init__.py"], "https://u:pw@my.host/t/tk-1/chan/noarch"
+    )
     conda(prefix, "samtools", "1.19", "h5_0", ["bin/samtools"], "https://repo.anaconda.com/pkgs/main/linux-64")
     return prefix
 

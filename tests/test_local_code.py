@@ -149,7 +149,6 @@ def test_an_editable_install_knows_its_version_on_the_worker(write: Write, tmp_p
     (site / "edited.pth").write_text(f"{project}/src\n")
     sys.path[:0] = [str(site), str(project / "src")]
     try:
-
         code = local_code.pack_local(reach(function("import edited\ndef f(): return edited.version")))
         assert code is not None
         assert names(code) == {"edited/__init__.py", "edited-1.5.dist-info/METADATA"}

@@ -673,6 +673,33 @@ def test_set_env_sets_the_variables_in_any_shell(tmp_path: Path) -> None:
     assert shells
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox sh"])
+def test_set_env_finds_the_certificates_of_another_distribution(tmp_path: Path, shell: str) -> None:
+    argv = shell.split()
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"no {argv[0]} here")
+    bundle, own = tmp_path / "it's a bundle", tmp_path / "own"
+    bundle.touch()
+
+    def said(*certificates: Path, **given: str) -> str:
+        text = pack._set_env(_Spec(), [str(path) for path in certificates])  # type: ignore[arg-type]
+        # The first place that is looked at, moved to where this test may write.
+        text = text.replace("/etc/ssl/certs/ca-certificates.crt", f'"{bundle}"')
+        (tmp_path / "set_env").write_text(text + "\n")
+        script = 'set -eu; set -- /prefix; . "$0"; sh -c "echo \\${SSL_CERT_FILE-none}"; echo "${_poncho_bundle-gone}"'
+        shown = subprocess.run([*argv, "-c", script, tmp_path / "set_env"], env={"PATH": os.defpath, **given},
+                               check=True, capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+        assert shown[1] == "gone"
+        return shown[0]
+
+    assert said(own, tmp_path / "none") == str(bundle)
+    assert said() == "none"
+    assert said(own, SSL_CERT_FILE="/site's") == "/site's"
+    assert said(own, SSL_CERT_DIR="/site's") == "none"
+    own.touch()
+    assert said(own, tmp_path / "none") == "none"
+
+
 def test_the_files_that_every_environment_gets_replace_a_packages_own(tmp_path: Path) -> None:
     try:
         ours = pack.runtime_files(_Spec(), _Lock())  # type: ignore[arg-type]

@@ -194,9 +194,7 @@ class Metadata:
             return frozenset()
         if self._files is None:
             beside = self.path.parent
-            return frozenset(
-                name for name in self.guesses if module_file(beside, name) or (beside / name).is_dir()
-            )
+            return frozenset(name for name in self.guesses if module_file(beside, name) or (beside / name).is_dir())
         firsts = {path.partition("/")[0] for path in self._files}
         return frozenset(name for first in firsts if (name := first.partition(".")[0]).isidentifier())
 

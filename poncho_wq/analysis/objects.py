@@ -33,9 +33,7 @@ MISSING = object()
 # What a module knows of the place that it was imported from.
 _PLACES = frozenset(("__file__", "__loader__", "__package__", "__path__", "__spec__"))
 
-_DESCRIPTORS = frozenset(
-    (staticmethod, classmethod, property, types.MemberDescriptorType, types.GetSetDescriptorType)
-)
+_DESCRIPTORS = frozenset((staticmethod, classmethod, property, types.MemberDescriptorType, types.GetSetDescriptorType))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -87,9 +85,7 @@ class Walk:
             value, how = self._pending.pop()
             self._value(value, (), how, None)
         self._local_sources()
-        return gather(
-            self.verdicts, self.resolver, by_value=self.by_value, notes=self.notes, sources=self.sources
-        )
+        return gather(self.verdicts, self.resolver, by_value=self.by_value, notes=self.notes, sources=self.sources)
 
     @property
     def again(self) -> frozenset[str]:
@@ -162,9 +158,7 @@ class Walk:
         module = sys.modules[name]
         if hasattr(module, "__path__"):
             return  # a package runs before whatever is imported from it
-        verdict = self.resolver.verdict(
-            Import(module=name, place=Place(file="?", line=0)), file=_file_of(module)
-        )
+        verdict = self.resolver.verdict(Import(module=name, place=Place(file="?", line=0)), file=_file_of(module))
         if verdict.status in ("local", "unresolved"):
             self.by_value.add(name)
         if verdict.status == "local":

@@ -120,9 +120,7 @@ class Resolver:
                 return Distribution(name=text, version=None, requirement=text, kind="conda")
             raise AnalysisError(f"{text!r} is neither the name of a package nor a PEP 508 requirement") from None
         record = self.installed.conda.named(parsed.name) if self.installed.conda else None
-        return Distribution(
-            name=parsed.name, version=None, requirement=text, kind="pip" if record is None else "conda"
-        )
+        return Distribution(name=parsed.name, version=None, requirement=text, kind="pip" if record is None else "conda")
 
     def _mapped(self, module: str, imported: Import) -> str | None:
         """The longest part of the dotted name that the user gave a package for."""

@@ -327,9 +327,7 @@ class _Builder:
         if not isinstance(node.ctx, ast.Load):
             unit.scope.touched.setdefault(base.id, []).append(unit)
 
-    def _comprehension(
-        self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp, unit: Unit
-    ) -> None:
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp, unit: Unit) -> None:
         inner = self._scope("comprehension", "<comprehension>", unit, node.lineno)
         within = self._unit(node, inner, unit.guard)
         for position, generator in enumerate(node.generators):

@@ -104,9 +104,7 @@ def _notebook(data: bytes, *, name: str, directory: Path | None) -> Source:
         body.extend(tree.body)
         places.append((first, number))
         first += text.count("\n") + 2
-    return Source(
-        name=name, tree=ast.Module(body=body, type_ignores=[]), directory=directory, cells=tuple(places)
-    )
+    return Source(name=name, tree=ast.Module(body=body, type_ignores=[]), directory=directory, cells=tuple(places))
 
 
 def _cells(document: Any) -> Iterable[Any]:

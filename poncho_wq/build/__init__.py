@@ -53,7 +53,8 @@ class Prefix:
     """A built prefix, ready to pack: every file below ``path`` is in exactly one of ``groups``.
 
     ``python`` is the full version (``"3.11.7"``), None without an interpreter; ``platform`` as in ``Target``; ``glibc``
-    the highest version that any binary asks for (``"2.34"``), None when none does.
+    the highest version that any binary asks for (``"2.34"``), None when none does.  ``certificates`` are the paths
+    where its OpenSSL looks for those of authorities, if they are the machine's.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Prefix:
     groups: tuple[FileGroup, ...]
     relocations: tuple[Relocation, ...] = ()
     placeholder: str | None = None
+    certificates: tuple[str, ...] = ()
 
 
 class Builder(Protocol):

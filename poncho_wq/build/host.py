@@ -16,7 +16,7 @@ from poncho_wq.build import FileGroup, Prefix, elf
 from poncho_wq.build.interpreter import Interpreter, installed_versions
 from poncho_wq.build.packages import settle_packages
 from poncho_wq.build.records import Distribution
-from poncho_wq.build.stdlib import copy_interpreter
+from poncho_wq.build.stdlib import copy_interpreter, run_copy
 from poncho_wq.build.uv import Uv
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
@@ -101,6 +101,7 @@ class HostBuilder:
             platform=host_platform(),
             glibc=None if highest is None else highest[0],
             groups=group_files(python, prefix, of_interpreter, installed),
+            certificates=_certificates(python, prefix),
         )
 
     def _install(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
@@ -148,6 +149,15 @@ class HostBuilder:
                 f"the lock is for Python {lock.python} on {lock.platform}, and this is Python {mine[0]} on {mine[1]}",
                 advice="build it with the Python that it was locked for, or lock the environment again",
             )
+
+
+def _certificates(python: Interpreter, prefix: Path) -> tuple[str, ...]:
+    """Where the OpenSSL of the copied interpreter looks for certificates: fixed when it was compiled."""
+    code = (
+        "try:\n    import ssl\nexcept ImportError:\n    raise SystemExit\n"
+        "paths = ssl.get_default_verify_paths()\nprint(paths.openssl_cafile, paths.openssl_capath, sep='\\n')"
+    )
+    return tuple(run_copy(python, prefix, code).splitlines())
 
 
 def requirement_line(package: LockedPackage, spec: EnvSpec) -> str:

@@ -28,10 +28,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     ap.add_argument(
         "files", metavar="SPEC OUT.tar.gz", nargs="+",
         help="SPEC: an environment specification (JSON), or - for one on standard input; an environment.yml, "
-        "requirements.txt, pyproject.toml or pylock.toml; a virtual environment; a conda prefix, or the name of a conda "
-        "environment. May be left out with --locked. OUT.tar.gz: the tarball to write (replaced when it exists)",
+        "requirements.txt, pyproject.toml or pylock.toml; a virtual environment; a conda prefix, or the name of a "
+        "conda environment. May be left out with --locked. OUT.tar.gz: the tarball to write (replaced when it exists)",
     )  # fmt: skip
-    ap.add_argument("--cache-dir", metavar="DIR", help="the cache (default: $PONCHO_CACHE_DIR, else the user's cache directory)")
+    ap.add_argument(
+        "--cache-dir", metavar="DIR", help="the cache (default: $PONCHO_CACHE_DIR, else the user's cache directory)"
+    )
     ap.add_argument("--refresh", action="store_true", help="resolve and build again even if the cache has it")
     ap.add_argument("--retry", action="store_true", help="try again what failed in the last ten minutes")
     ap.add_argument("--locked", metavar="LOCK", help="build exactly what this file says (made by: poncho-wq env lock)")

@@ -307,10 +307,7 @@ def _attach(tarball: Path, identity: str) -> Attachment:
             (staging.link(environment_name, tarball), environment_name),
             (staging.link(wrapper_name, wrapper_path()), wrapper_name),
         ),
-        prefix=(
-            f"exec sh ./{wrapper_name} -e {environment_name} --id {identity}"
-            f" --unpack-to {prefix} -- "
-        ),
+        prefix=(f"exec sh ./{wrapper_name} -e {environment_name} --id {identity} --unpack-to {prefix} -- "),
         # By its path: where the environment has none, the worker's own would be found on PATH.
         python=f"{prefix}/bin/python3",
         workspace=workspace,

@@ -187,20 +187,24 @@ class FunctionCall(_Call):  # type: ignore[misc] # the base is whatever the bind
     """TaskVine's ``FunctionCall`` for a library of ``library_from_functions``, with results as of a ``PonchoTask``.
 
     ``function`` is its name or the function itself.  TaskVine's own class works as well; it tells a failed call only by
-    ``FunctionCallNoResult``.  Raises ``EngineError`` when the arguments cannot be sent.
+    ``FunctionCallNoResult``.  Submitting raises ``EngineError`` when the arguments cannot be sent.
     """
 
     def __init__(self, library: str, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         self._verdict: Verdict | None = None
-        super().__init__(library, function if isinstance(function, str) else function.__name__)
+        super().__init__(library, function if isinstance(function, str) else function.__name__, *args, **kwargs)
+        self._event: dict[str, Any]
         # TaskVine's class keeps itself here, and so would live until the garbage collector comes by.
         self._fn_def = None
-        self.set_fn_args(args, kwargs)
 
-    def set_fn_args(self, args: Any = (), kwargs: Any = None) -> None:
-        """Replace the arguments.  Raises ``EngineError`` when they cannot be sent."""
-        # Pickled now, as a PonchoTask's, so that what happens to them later changes nothing.
-        self._event = {"poncho": payload.pickled((tuple(args), dict(kwargs or {})), "the arguments")}
+    def submit_finalize(self) -> None:
+        """Pickle the arguments as the library's functions are.  The manager calls this; it raises before it submits."""
+        library = vine_manager.declared_to(self.manager).libraries.get(self.get_library_required())
+        if library is not None:
+            event: dict[str, Any] = self._event
+            arguments = tuple(event["fn_args"]), dict(event["fn_kwargs"])
+            self._event = {"poncho": payload.pickled(arguments, "the arguments", library.by_value)}
+        super().submit_finalize()
 
     @property
     def output(self) -> Any:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poncho_wq import payload, staging
+from poncho_wq import local_code, payload, staging
 from poncho_wq.engines import vine_manager
 from poncho_wq.engines.core import check_python
+from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.errors import EngineError
 
 if TYPE_CHECKING:
+    from poncho_wq.analysis.model import Reach
     from poncho_wq.prepare import Environment, EnvironmentLike
 
 __all__ = ["library_from_functions"]
@@ -82,8 +84,9 @@ def library_from_functions(
     code = (*functions, *([called] if called else []))
     env = vine_manager.ready(environment) if environment is not None else _analyzed(code)
     check_python(env)
-    made = {"functions": named, "init": called, **_hoisted(hoist, code)}
-    task = _task(manager, name, env, exec_mode, made, shell)
+    reach = _reach(code)
+    made = {"functions": named, "init": called, **_hoisted(hoist, reach)}
+    task = _task(manager, name, env, exec_mode, made, reach, shell)
     if slots is not None:
         task.set_function_slots(slots)
     for setter, amount in (
@@ -135,11 +138,25 @@ def _analyzed(code: tuple[Callable[..., Any], ...]) -> Environment:
     return core.prepared(analyze(*code))
 
 
-def _hoisted(hoist: Any, code: tuple[Callable[..., Any], ...]) -> dict[str, list[str]]:
+def _reach(code: tuple[Callable[..., Any], ...]) -> Reach:
+    """What all the functions reach together."""
+    from poncho_wq.analysis.model import Reach
+    from poncho_wq.analyze import reach_of_call
+
+    each = [reach_of_call(function, (), {}) for function in code]
+    return Reach(
+        verdicts=tuple(verdict for one in each for verdict in one.verdicts),
+        local_modules=tuple(dict.fromkeys(module for one in each for module in one.local_modules)),
+        by_value=frozenset().union(*(one.by_value for one in each)),
+        sources=tuple(dict.fromkeys(path for one in each for path in one.sources)),
+    )
+
+
+def _hoisted(hoist: Any, reach: Reach) -> dict[str, list[str]]:
     if hoist is None:
         return {"hoist": [], "wanted": []}
     if hoist == "auto":
-        return {"hoist": sorted({module for function in code for module in _imports_of(function)}), "wanted": []}
+        return {"hoist": sorted(_imports_of(reach)), "wanted": []}
     if isinstance(hoist, str):
         raise ValueError(f'hoist is "auto", None or a list of modules, not {hoist!r}')
     wanted = []
@@ -150,12 +167,10 @@ def _hoisted(hoist: Any, code: tuple[Callable[..., Any], ...]) -> dict[str, list
     return {"hoist": [], "wanted": wanted}
 
 
-def _imports_of(function: Callable[..., Any]) -> set[str]:
+def _imports_of(reach: Reach) -> set[str]:
     """The modules that calls will import, and that environments can have."""
-    from poncho_wq.analyze import explain
-
     found = set()
-    for verdict in explain(function).verdicts:
+    for verdict in reach.verdicts:
         module = verdict.imported.absolute()
         if not module or verdict.imported.optional or verdict.imported.never or verdict.status == "local":
             continue
@@ -165,27 +180,32 @@ def _imports_of(function: Callable[..., Any]) -> set[str]:
     return found
 
 
-def _task(manager: Any, name: str, env: Environment, exec_mode: str, made: dict[str, Any], shell: str | None) -> Any:
+def _task(
+    manager: Any, name: str, env: Environment, exec_mode: str, made: dict[str, Any], reach: Reach, shell: str | None
+) -> Any:
     """TaskVine's library task with its inputs."""
     vine = vine_manager.find_taskvine()
     declared = vine_manager.declared_to(manager)
-    environment = vine_manager.declare(manager, env)
     program = payload.program_archive("poncho-library", Path(__file__).with_name("vine_library.py"), "cloudpickle")
     # One pickle for all, so that functions of one module share their globals, as they do here.
     header = f"poncho-library 1 {payload.PYTHON} {exec_mode} {name}\n".encode()
-    functions = staging.share("poncho-functions", header + payload.pickled(made, f"library {name}"))
-    call = f"./{program.name} {functions.name}"
+    pickled = payload.pickled(made, f"library {name}", reach.by_value)
+    inputs = [program, staging.share("poncho-functions", header + pickled)]
+    code = local_code.pack_local(reach)
+    if code is not None:
+        refuse_shadowing(code.modules, env)
+        inputs.append(code.file)
+    call = f"./{program.name} {inputs[1].name} {'-' if code is None else code.file.name}"
     if shell is None:
         command = f"python3 -s {call} 0"
     else:
         command = f"/bin/sh -c {shlex.quote(_WITH_INIT.replace('{call}', call))} sh {shlex.quote(shell)}"
     task = vine.LibraryTask(command, name)
-    task.add_execution_context(environment)
+    task.add_execution_context(vine_manager.declare(manager, env))
     task.set_command(vine_manager.checked(task.command, vine_manager.mounted(task.command), env))
-    files = [(declared.share(manager, file.path), file.name) for file in (program, functions)]
-    for file, remote in files:
-        task.add_input(file.file, remote)
+    shared = [(file, declared.share(manager, file.path)) for file in inputs]
+    for file, known in shared:
+        task.add_input(known.file, file.name)
     task.set_function_exec_mode_from_string(exec_mode)
-    # TaskVine sends the library to workers that come later, too.
-    declared.libraries[name] = (functions, files)
+    declared.libraries[name] = vine_manager.Library(by_value=reach.by_value, files=tuple(shared))
     return task

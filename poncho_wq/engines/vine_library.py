@@ -1,10 +1,11 @@
 """Runs on a worker as a TaskVine library: loads functions once, then calls them as ``vine_worker`` asks.
 
-    python3 ARCHIVE FUNCTIONS INIT_STATUS --in-pipe-fd N --out-pipe-fd N --worker-pid N …
+    python3 ARCHIVE FUNCTIONS CODE INIT_STATUS --in-pipe-fd N --out-pipe-fd N --worker-pid N …
 
 ARCHIVE is this file as ``__main__`` with the manager's cloudpickle under its own name, so that both ends of a pickle
-agree whatever the environment has.  FUNCTIONS is a pickle, see ``_load``; INIT_STATUS the exit status of the shell text
-that ran before.  TaskVine's worker appends the rest.  The standard library only, Python 3.7 or later.
+agree whatever the environment has.  FUNCTIONS is a pickle, see ``_load``; CODE a zip of the user's own modules, or
+``-``; INIT_STATUS the exit status of the shell text that ran before.  TaskVine's worker appends the rest.  The standard
+library only, Python 3.7 or later.
 
 What the worker and a library say to each other (lengths in bytes, everything ASCII but the paths):
 
@@ -69,10 +70,10 @@ def main(argv: list[str]) -> None:
     """Serve calls until the worker is gone."""
     parent = os.getppid()
     _lead_group()
-    options = dict(zip(argv[2::2], argv[3::2]))  # noqa: B905 - strict= is of Python 3.10
+    options = dict(zip(argv[3::2], argv[4::2]))  # noqa: B905 - strict= is of Python 3.10
     _share_threads(int(options.get("--library-cores", 1)), int(options.get("--function-slots", 1)))
     library = _Library()
-    _load(library, argv[0], int(argv[1]))
+    _load(library, argv[0], argv[1], int(argv[2]))
     worker = _Worker(options)
     worker.say_ready(library)
     # What is here now is never garbage: without this, the first collection in each child would copy it all.
@@ -106,7 +107,7 @@ def _share_threads(cores: int, slots: int) -> None:
 # -- starting
 
 
-def _load(library: _Library, path: str, init_status: int) -> None:
+def _load(library: _Library, path: str, code: str, init_status: int) -> None:
     """Read the header and the pickle: ``{"functions": {name: function}, "init": callable or None, …}``.
 
     The first line is ``poncho-library 1 PYTHON EXEC_MODE NAME``, readable even where the pickle is not.
@@ -120,10 +121,9 @@ def _load(library: _Library, path: str, init_status: int) -> None:
         if init_status != 0:
             library.fail(f"init of library {library.name} ended with exit status {init_status}")
             return
-        # The directory of the archive's other functions' files: after everything else, so that nothing is hidden.
-        sys.path.append(os.getcwd())
         _offer_variables({})
         try:
+            _add_code(code)
             made = pickle.load(file)
         except BaseException as error:
             library.fail("the functions cannot be loaded in this environment: " + _one_line(error), error)
@@ -141,6 +141,23 @@ def _load(library: _Library, path: str, init_status: int) -> None:
         library.fail(f"init of library {library.name} raised {_one_line(error)}", error)
     else:
         library.functions = made["functions"]
+
+
+def _add_code(code: str) -> None:
+    """The user's modules and the library's own directory, after everything else, so that neither hides a package."""
+    home = os.getcwd()
+    if code != "-":
+        import zipfile
+
+        # Not imported from the zip: data beside a module could not be opened, extension modules not loaded.
+        place = os.path.join(home, os.path.splitext(code)[0])
+        with zipfile.ZipFile(code) as archive:
+            for info in archive.infolist():
+                path = archive.extract(info, place)
+                if (info.external_attr >> 16) & 0o100:
+                    os.chmod(path, os.stat(path).st_mode | 0o100)
+        sys.path.append(place)
+    sys.path.append(home)
 
 
 def _hoist(modules: Iterable[str], wanted: bool = False) -> None:
@@ -361,16 +378,17 @@ def _call(library: _Library, name: str) -> int:
 def _arguments() -> Any:
     with open("infile", "rb") as file:
         event = pickle.load(file)
+    given, kwargs = event.get("fn_args", ()), event.get("fn_kwargs", {})
     if "poncho" in event:
-        return pickle.loads(event["poncho"])
+        given, kwargs = pickle.loads(event["poncho"])
     # A result of an earlier call that stayed on the workers is named here instead of sent.
     args = []
-    for arg in event.get("fn_args", ()):
+    for arg in given:
         if isinstance(arg, dict) and "VineFutureFile" in arg:
             with open(arg["VineFutureFile"], "rb") as file:
                 arg = pickle.load(file)["Result"]
         args.append(arg)
-    return args, event.get("fn_kwargs", {})
+    return args, kwargs
 
 
 def _exited(stop: SystemExit) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from poncho_wq.errors import EngineError, EngineNotInstalled
 
 if TYPE_CHECKING:
     from poncho_wq.prepare import Environment, EnvironmentLike
+    from poncho_wq.staging import SharedFile
 
 MODULE = "ndcctools.taskvine"
 _ADVICE = "conda install -c conda-forge ndcctools   (TaskVine is on no other package index)"
@@ -61,13 +63,21 @@ class Shared:
             pass
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Library:
+    """A library of ours: the modules that it has by value, and so must its arguments; the files (ours and as declared)
+    that it needs for as long as the manager may start another one."""
+
+    by_value: frozenset[str]
+    files: tuple[tuple[SharedFile, Shared], ...]
+
+
 class Declared:
     """Everything of ours that one manager knows."""
 
     def __init__(self) -> None:
         self.environments: dict[str, Any] = {}
-        # What a library needs for as long as the manager may start another one.
-        self.libraries: dict[str, Any] = {}
+        self.libraries: dict[str, Library] = {}
         self._shared: weakref.WeakValueDictionary[str, Shared] = weakref.WeakValueDictionary()
         self._kept: OrderedDict[str, Shared] = OrderedDict()
 

@@ -121,6 +121,7 @@ def test_an_environment_by_name_behind_a_linked_dot_conda(
 def test_what_was_changed_by_hand_is_packed_again(channels: Channels, conda: Conda, tmp_path: Path) -> None:
     prefix = install(channels, conda, tmp_path / "lab", "tiny")
     first = environment(prefix, cache_dir=tmp_path / "cache")
+    (prefix / SITE / "tiny.py").unlink()  # it is a hard link into the package cache, which other tests share
     (prefix / SITE / "tiny.py").write_text("VERSION = 'mine'\n")
     second = environment(prefix, cache_dir=tmp_path / "cache")
     assert not second.cached

@@ -76,7 +76,7 @@ class Worker:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.process = subprocess.Popen(
             [
-                sys.executable, "-s", archive.path, "functions", str(status), "--in-pipe-fd", str(to_library),
+                sys.executable, "-s", archive.path, "functions", "-", str(status), "--in-pipe-fd", str(to_library),
                 "--out-pipe-fd", str(from_library), "--task-id", "7", "--library-cores", "4", "--function-slots", "2",
                 "--worker-pid", str(os.getpid()),
             ],

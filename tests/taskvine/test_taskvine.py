@@ -171,6 +171,7 @@ def counted(x: int) -> tuple[int, int]:
     return x * x, COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fork", "direct"])
 def test_a_library_called_a_thousand_times(cluster: Cluster, vine: Any, env: Environment, mode: str) -> None:
     manager = cluster.manager
@@ -268,6 +269,36 @@ def test_a_worker_killed_in_the_middle(cluster: Cluster, env: Environment) -> No
     assert [task.output for task in tasks[:6]] == ["done\n"] * 6
     assert [task.output[0] for task in tasks[6:]] == list(range(6))
     assert max(cluster.unpacked()) == 1
+
+
+def test_local_modules_come_along(cluster: Cluster, env: Environment, tmp_path: Any, monkeypatch: Any) -> None:
+    """A module beside a script, its data, and objects of its class: for tasks and for libraries."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "__init__.py").write_text("class Point:\n    def __init__(self, x): self.x = x\n")
+    (tmp_path / "ours" / "more.py").write_text(
+        "from pathlib import Path\ndef read(): return Path(__file__).with_name('data.txt').read_text()\n"
+    )
+    (tmp_path / "ours" / "data.txt").write_text("data")
+    monkeypatch.syspath_prepend(tmp_path)
+    import ours  # type: ignore[import-not-found]
+
+    def use(point: Any) -> Any:
+        from ours import Point, more
+
+        # No assert, whose rewritten form would need pytest there.
+        return Point(point.x + more.read()) if isinstance(point, Point) else None
+
+    manager = cluster.manager
+    manager.install_library(library_from_functions(manager, "lib", use, environment=env))
+    cluster.start_worker()
+    call, task = taskvine.FunctionCall("lib", use, ours.Point("1")), PonchoTask(use, ours.Point("2"), environment=env)
+    cluster.run(call, task)
+    for done, text in ((call, "1data"), (task, "2data")):
+        assert isinstance(done.output, ours.Point), done.output
+        assert done.output.x == text
+    unsendable = taskvine.FunctionCall("lib", use, (i for i in "abc"))
+    with pytest.raises(EngineError, match="the arguments cannot be sent"):
+        cluster.submit(unsendable)
 
 
 # -- what a library does before its first call

@@ -23,7 +23,7 @@ import pytest
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import Samples, World, make_world, tree
 
-FEW = int(os.environ.get("PONCHO_FAULTS", "10"))
+FEW = int(os.environ.get("PONCHO_FAULTS", "4"))
 MANY = max(FEW, 200)
 counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow, id="many")])
 
@@ -39,6 +39,12 @@ def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     world = make_world("dash", base)
     world.path = path_without(base / "no-flock", "flock")
     return world
+
+
+@pytest.fixture(params=["dash", "busybox"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """For what has nothing to do with locks: GNU's programs, and busybox's."""
+    return make_world(request.param, tmp_path_factory.getbasetemp())
 
 
 def path_without(links: Path, *names: str) -> str:
@@ -260,13 +266,13 @@ def ordinary(world: World, public: Path) -> World:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.parametrize("form", ["persistent", "temporary"])
 def test_a_signal_while_unpacking_leaves_nothing(
-    faulty: World, large: tarballs.Tarball, room: Path, number: int, form: str
+    either: World, large: tarballs.Tarball, room: Path, number: int, form: str
 ) -> None:
     directory = room / "env"
     where = ["-d", directory] if form == "persistent" else []
     wrong: list[object] = []
-    for delay in (0.02, 0.06, 0.12, 0.2):
-        process = slowed(faulty, room.parent).start("-e", large.path, *where, "sh", "-c", "echo ran; exec sleep 9", env={"TMPDIR": str(room)})
+    for delay in (0.03, 0.15):
+        process = slowed(either, room.parent).start("-e", large.path, *where, "sh", "-c", "echo ran; exec sleep 9", env={"TMPDIR": str(room)})
         time.sleep(delay)
         early = not list(room.iterdir())
         process.send_signal(number)
@@ -322,39 +328,40 @@ def kinds(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @counts
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncated(faulty: World, kinds: dict[str, tuple[Path, Tree]], room: Path, kind: str, count: int) -> None:
+def test_truncated(either: World, kinds: dict[str, tuple[Path, Tree]], room: Path, kind: str, count: int) -> None:
     path, expected = kinds[kind]
     data = path.read_bytes()
     chance = random.Random(kind)
-    offsets = {0, 1, 511, 512, 1024, len(data) - 1, len(data) - 8, len(data) - 9}
+    offsets = {0, 512, len(data) - 1, len(data) - 8}
     offsets |= {chance.randrange(len(data)) for _ in range(count)}
     if kind == "plain tar":  # also where an entry ends
         offsets |= {512 * chance.randrange(len(data) // 512) for _ in range(count)}
     wrong = refused = 0
     for offset in sorted(offset for offset in offsets if 0 <= offset < len(data)):
         (room / "cut").write_bytes(data[:offset])
-        was_refused, right = damaged_run(faulty, room / "cut", room / "env", expected)
+        was_refused, right = damaged_run(either, room / "cut", room / "env", expected)
         refused += was_refused
         wrong += not right
-    print(f"{faulty.name}: {kind}: truncations: {len(offsets)}, refused: {refused}, wrong: {wrong}")
+    print(f"{either.name}: {kind}: truncations: {len(offsets)}, refused: {refused}, wrong: {wrong}")
     assert wrong == 0
     assert refused > len(offsets) * 0.7
 
 
-def test_truncated_between_members(faulty: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path) -> None:
+def test_truncated_between_members(either: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path) -> None:
     """tar itself exits 0 for each of these."""
     tried = wrong = 0
+    several = kinds["several members"][0]
     for path, starts in (
         (samples.ours.path, [samples.ours.member, *(start + length for start, length in samples.ours.spans)]),
-        (kinds["several members"][0], member_starts(kinds["several members"][0].read_bytes())),
+        (several, member_starts(several.read_bytes())[::3]),
     ):
         data = path.read_bytes()
         for start in starts:
             (room / "cut").write_bytes(data[:start])
-            refused, right = damaged_run(faulty, room / "cut", room / "env", {})
+            refused, right = damaged_run(either, room / "cut", room / "env", {})
             tried += 1
             wrong += not refused or not right
-    print(f"{faulty.name}: cut between members: {tried}, wrong: {wrong}")
+    print(f"{either.name}: cut between members: {tried}, wrong: {wrong}")
     assert tried > 8
     assert wrong == 0
 
@@ -375,22 +382,22 @@ def member_starts(data: bytes) -> list[int]:
 @pytest.mark.parametrize("kind", ["ours", "conda-pack", "several members"])
 @pytest.mark.parametrize("cores", ["1", "2"])
 def test_flipped(
-    faulty: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path, kind: str, cores: str, count: int
+    either: World, kinds: dict[str, tuple[Path, Tree]], samples: Samples, room: Path, kind: str, cores: str, count: int
 ) -> None:
     path, expected = kinds[kind]
     data = path.read_bytes()
     chance = random.Random(kind + cores)
     places = [(chance.randrange(len(data)), 1 << chance.randrange(8)) for _ in range(count)]
     if kind == "ours":  # the first bytes of each member are what tells it from garbage at the end
-        places += [(start + byte, 1) for start, _ in samples.ours.spans for byte in (0, 1, 2)]
+        places += [(start, 1) for start, _ in samples.ours.spans]
     if kind == "several members":
-        places += [(start, 1) for start in member_starts(data)]
+        places += [(start, 1) for start in member_starts(data)[::5]]
     wrong = refused = 0
     for offset, bit in places:
         changed = bytearray(data)
         changed[offset] ^= bit
         (room / "flipped").write_bytes(changed)
-        done = faulty.run("-e", room / "flipped", "-d", room / "env", env={"CORES": cores})
+        done = either.run("-e", room / "flipped", "-d", room / "env", env={"CORES": cores})
         if done.returncode == 125:
             refused += 1
             wrong += (room / "env").exists()
@@ -398,15 +405,15 @@ def test_flipped(
             same = tree(room / "env") == expected
             wrong += done.returncode != 0 or not same
             shutil.rmtree(room / "env")
-    print(f"{faulty.name}: {kind} on {cores} cores: flips: {len(places)}, refused: {refused}, wrong: {wrong}")
+    print(f"{either.name}: {kind} on {cores} cores: flips: {len(places)}, refused: {refused}, wrong: {wrong}")
     assert wrong == 0
     assert refused > len(places) / 3
 
 
-def test_a_failure_is_not_remembered(faulty: World, samples: Samples, room: Path) -> None:
+def test_a_failure_is_not_remembered(either: World, samples: Samples, room: Path) -> None:
     (room / "bad").write_bytes(samples.ours.path.read_bytes()[:-30])
-    assert faulty.run("-e", room / "bad", "-d", room / "env").returncode == 125
-    done = faulty.run("-e", samples.ours.path, "-d", room / "env", "which-one")
+    assert either.run("-e", room / "bad", "-d", room / "env").returncode == 125
+    done = either.run("-e", samples.ours.path, "-d", room / "env", "which-one")
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
 
 
@@ -485,7 +492,7 @@ def test_flock_that_fails_is_replaced(dash: World, samples: Samples, room: Path)
 
 def test_two_environments_want_one_directory(faulty: World, samples: Samples, room: Path) -> None:
     wrong = 0
-    for number in range(4):
+    for number in range(2):
         directory = room / f"env {number}"
         both = [(samples.ours, "one\n"), (samples.other, "two\n")] * 4
         running = [(faulty.start("-e", tarball.path, "-d", directory, "which-one"), word) for tarball, word in both]
@@ -497,7 +504,7 @@ def test_two_environments_want_one_directory(faulty: World, samples: Samples, ro
                 wrong += (out, status) != (word, 0)
             else:
                 wrong += (out, status) != ("", 125) or "another environment" not in err
-    print(f"{faulty.name}: two environments for one directory: 4 × 8 runs, wrong: {wrong}")
+    print(f"{faulty.name}: two environments for one directory: 2 × 8 runs, wrong: {wrong}")
     assert wrong == 0
 
 
@@ -537,20 +544,20 @@ def test_a_waiting_run_can_be_ended(faulty: World, large: tarballs.Tarball, room
 
 
 def test_the_tarball_is_replaced_while_it_is_unpacked(
-    faulty: World, large: tarballs.Tarball, large_tree: Tree, samples: Samples, room: Path
+    either: World, large: tarballs.Tarball, large_tree: Tree, samples: Samples, room: Path
 ) -> None:
     tarball = room / "t.tar.gz"
-    for number in range(4):
+    for number in range(2):
         shutil.copy(large.path, tarball)
         shutil.copy(samples.other.path, room / "other")
         directory = room / f"env {number}"
-        process = slowed(faulty, room.parent).start("-e", tarball, "-d", directory, "where", env={"CORES": "2"})
+        process = slowed(either, room.parent).start("-e", tarball, "-d", directory, "where", env={"CORES": "2"})
         wait_until(lambda: list(room.glob(".poncho-new.*/env/*")), "it does not begin")
         os.rename(room / "other", tarball)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (0, f"{directory}\n", "")
         assert tree(directory) == large_tree
-        assert faulty.run("-e", tarball, "-d", directory, "where").returncode == 125
+        assert either.run("-e", tarball, "-d", directory, "where").returncode == 125
 
 
 def test_the_tarball_is_written_over_while_it_is_unpacked(dash: World, room: Path, samples: Samples) -> None:
@@ -702,10 +709,10 @@ def test_a_conda_unpack_that_works_in_place_is_killed(faulty: World, room: Path)
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o000, 0o027])
-def test_umask(faulty: World, samples: Samples, unpacked: Tree, room: Path, mask: int) -> None:
+def test_umask(either: World, samples: Samples, unpacked: Tree, room: Path, mask: int) -> None:
     old = os.umask(mask)
     try:
-        done = faulty.run("-e", samples.ours.path, "-d", room / "p/env", "sh", "-c", "umask; which-one")
+        done = either.run("-e", samples.ours.path, "-d", room / "p/env", "sh", "-c", "umask; which-one")
     finally:
         os.umask(old)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{mask:04o}\none\n", "")
@@ -713,12 +720,12 @@ def test_umask(faulty: World, samples: Samples, unpacked: Tree, room: Path, mask
     assert (room / "p").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
-def test_no_home(faulty: World, samples: Samples, room: Path) -> None:
-    words = ["env", "-i", f"PATH={faulty.path}", *faulty.argv("-e", samples.conda.path, "-d", room / "env", "which-one")]
+def test_no_home(either: World, samples: Samples, room: Path) -> None:
+    words = ["env", "-i", f"PATH={either.path}", *either.argv("-e", samples.conda.path, "-d", room / "env", "which-one")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "conda\n", "")
-    words = ["/usr/bin/env", "-i", *faulty.argv("-e", samples.ours.path, "-d", room / "env2", "/bin/sh", "-c", "which-one")]
-    words[2] = shutil.which(words[2], path=faulty.path) or words[2]
+    words = ["/usr/bin/env", "-i", *either.argv("-e", samples.ours.path, "-d", room / "env2", "/bin/sh", "-c", "which-one")]
+    words[2] = shutil.which(words[2], path=either.path) or words[2]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
 
@@ -754,8 +761,8 @@ def test_an_ordinary_user(faulty: World, samples: Samples, public: Path) -> None
     assert sorted(path.name for path in (public / "given").glob(".poncho*") if "lock" not in path.name) == []
 
 
-def test_files_are_not_given_to_the_builders_user(faulty: World, samples: Samples, room: Path) -> None:
-    assert faulty.run("-e", samples.venv.path, "-d", room / "env").returncode == 0
+def test_files_are_not_given_to_the_builders_user(either: World, samples: Samples, room: Path) -> None:
+    assert either.run("-e", samples.venv.path, "-d", room / "env").returncode == 0
     assert {path.lstat().st_uid for path in (room / "env").rglob("*") if path.name != "source"} == {os.getuid()}
 
 
@@ -772,28 +779,28 @@ def small_disk(directory: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", directory], check=True)
 
 
-def test_a_full_disk(faulty: World, large: tarballs.Tarball, room: Path) -> None:
+def test_a_full_disk(either: World, large: tarballs.Tarball, room: Path) -> None:
     with small_disk(room / "disk", "1m"):
-        done = faulty.run("-e", large.path, "-d", room / "disk/env", "where")
+        done = either.run("-e", large.path, "-d", room / "disk/env", "where")
         assert (done.returncode, done.stdout) == (125, "")
         assert "needs" in done.stderr
         assert "free" in done.stderr
         # one that does not say what it needs
         foreign = tarballs.plain(room / "foreign", large.entries)
         for cores in ("1", "2"):
-            done = faulty.run("-e", foreign.path, "-d", room / "disk/env", "where", env={"CORES": cores})
+            done = either.run("-e", foreign.path, "-d", room / "disk/env", "where", env={"CORES": cores})
             assert (done.returncode, done.stdout) == (125, "")
             assert "No space" in done.stderr
         assert list((room / "disk").glob(".poncho-new*")) == []
         assert not (room / "disk/env").exists()
     with small_disk(room / "disk", "60m"):
-        assert faulty.run("-e", large.path, "-d", room / "disk/env", "where").returncode == 0
+        assert either.run("-e", large.path, "-d", room / "disk/env", "where").returncode == 0
 
 
-def test_a_directory_that_is_a_mount_point(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path) -> None:
+def test_a_directory_that_is_a_mount_point(either: World, large: tarballs.Tarball, large_tree: Tree, room: Path) -> None:
     with small_disk(room / "env", "80m"):
         for _ in ("cold", "warm"):
-            done = faulty.run("-e", large.path, "-d", room / "env", "where")
+            done = either.run("-e", large.path, "-d", room / "env", "where")
             assert (done.returncode, done.stdout, done.stderr) == (0, f"{room}/env\n", "")
         assert tree(room / "env") == large_tree
         assert beside(room / "env") == ["env"]
