@@ -1,7 +1,7 @@
 """Looking after a cache: what is in it, what may go, and removing that while others build and look up.
 
-Deciding and removing are apart: ``scan`` reads, ``_Books`` counts, ``collect`` chooses, ``_Remover`` removes.  What is
-removed, in this order:
+Deciding and removing are apart: ``scan`` (cache_listing.py) reads, ``_Books`` counts, ``collect`` chooses, ``_Remover``
+removes.  What is removed, in this order:
 
 1. What is of no use to anybody: working directories of the dead, entries that are not whole, the generations that a
    ``refresh`` has superseded, failures that are not remembered any more.
@@ -23,16 +23,15 @@ import json
 import os
 import re
 import secrets
-import stat
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from poncho_wq import inuse
-from poncho_wq.cache import ENTRY_NAME, USED_NAME, Cache, is_hash
+from poncho_wq.cache import USED_NAME, Cache
+from poncho_wq.cache_listing import Listed, current_generation, generations_in, scan_with, size_of
 from poncho_wq.errors import CacheError
 from poncho_wq.failures import Failures
 from poncho_wq.scratch import DEAD, disk_error, sweep
@@ -40,36 +39,7 @@ from poncho_wq.scratch import DEAD, disk_error, sweep
 SIZE_VARIABLE = "PONCHO_CACHE_SIZE"
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*\Z", re.IGNORECASE)
-_GENERATION = re.compile(r"[0-9a-f]{16}\Z")
 _LAYER = re.compile(r"([0-9a-f]{64})\.gz\Z")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One environment in the cache.
-
-    ``path`` is the tarball, None when the entry is not whole.  ``size`` is the tarball's in bytes, ``used`` when it was
-    last handed out (seconds since 1970), ``in_use`` whether a living process has it, as far as the locks tell.
-    ``superseded`` are generations (bytes in ``superseded_size``) that a refresh has replaced; ``layers`` are digests.
-    """
-
-    spec_hash: str
-    path: str | None
-    identity: str
-    size: int
-    used: float
-    python: str | None
-    platform: str
-    layers: tuple[str, ...]
-    inode: tuple[int, int]
-    superseded: tuple[str, ...]
-    superseded_size: int
-    in_use: bool
-
-    @property
-    def tarball(self) -> Path | None:
-        """The tarball; None when the entry is not whole."""
-        return None if self.path is None else Path(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +87,6 @@ def limit() -> int | None:
         raise CacheError(f"${SIZE_VARIABLE}: {error}", advice=f"export {SIZE_VARIABLE}=20G, or unset it") from None
 
 
-def scan(cache: Cache) -> list[Listed]:
-    """All environments, least recently used first.  Nothing is locked or written.
-
-    Raises ``CacheError`` when the cache is somebody else's or cannot be read.
-    """
-    if not cache.exists():
-        return []
-    with inuse.Claims(cache.home, writable=False) as claims:
-        return _scan(cache, claims)
-
-
 def tidy(cache: Cache, most: int | None) -> None:
     """What follows a build: collect garbage, and evict what is more than ``most`` bytes.
 
@@ -161,7 +120,7 @@ def collect(
     superseded = freed = 0
     with inuse.Claims(cache.home, writable=not dry_run) as claims:
         remover = _Remover(cache.home, claims, now, dry_run=dry_run)
-        entries = _scan(cache, claims)
+        entries = scan_with(cache, claims)
         books = _Books(entries, _layer_sizes(cache.home))
         for entry in entries:
             if entry.superseded:
@@ -199,19 +158,9 @@ def remove(cache: Cache, entries: Iterable[Listed]) -> tuple[list[Listed], list[
         remover = _Remover(cache.home, claims, float("inf"), dry_run=False)
         for entry in entries:
             (gone if remover.remove_entry(entry) else stay).append(entry)
-        books = _Books(_scan(cache, claims), _layer_sizes(cache.home))
+        books = _Books(scan_with(cache, claims), _layer_sizes(cache.home))
         remover.remove_layers(books.unnamed())
     return gone, stay
-
-
-def find(entries: Sequence[Listed], word: str) -> list[Listed]:
-    """The entries whose hash, or identity, begins with ``word``, or whose tarball is so called or lies there."""
-    text = word.lower()
-    if re.fullmatch(r"[0-9a-f]{4,64}", text):
-        return [each for each in entries if each.spec_hash.startswith(text) or each.identity.startswith(text)]
-    if "/" in word:
-        return [each for each in entries if each.tarball == Path(word).absolute()]
-    return [each for each in entries if each.tarball is not None and word == each.tarball.name]
 
 
 class _Books:
@@ -266,7 +215,7 @@ class _Remover:
             # Somebody may have had it, and ended, since it was listed.
             if not unused or not self._rested(path, entry.used):
                 return False
-            bytes_ = [inuse.generation_byte(name) for name in _directories(path)]
+            bytes_ = [inuse.generation_byte(name) for name in generations_in(path)]
             with self._claimed(bytes_) as unused:
                 if not unused:
                     return False
@@ -280,9 +229,9 @@ class _Remover:
         for name in entry.superseded:
             with self._claimed([inuse.hash_byte(entry.spec_hash), inuse.generation_byte(name)]) as unused:
                 path = f"{self._home}/environments/{entry.spec_hash}"
-                if not unused or not self._rested(path, entry.used) or _current(path) == name:
+                if not unused or not self._rested(path, entry.used) or current_generation(path) == name:
                     continue
-                bytes_ = _size(f"{path}/{name}")
+                bytes_ = size_of(f"{path}/{name}")
                 doomed = self._out_of_sight(f"{path}/{name}")
             _remove_tree(doomed)
             count, size = count + 1, size + bytes_
@@ -339,97 +288,6 @@ class _Remover:
         except OSError as error:
             raise disk_error(error, Path(path), "could not be removed") from error
         return doomed
-
-
-# Reading
-
-
-def _scan(cache: Cache, claims: inuse.Claims) -> list[Listed]:
-    try:
-        with os.scandir(cache.home / "environments") as found:
-            names = [each.name for each in found if is_hash(each.name)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise disk_error(error, cache.home, "cannot be read") from error
-    root = f"{cache.home}/environments/"
-    listed = [each for name in names if (each := _listed(root + name, name, claims)) is not None]
-    return sorted(listed, key=lambda each: each.used)
-
-
-def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
-    """One entry; None when it has just been removed."""
-    try:
-        generations = _directories(path)
-        used = _time(f"{path}/{USED_NAME}") or _time(path)
-    except OSError:
-        return None
-    facts = _facts(path)
-    current, size, inode = _whole(path, spec_hash, facts)
-    superseded = tuple(each for each in generations if each != current) if current else ()
-    layers = facts.get("layers")
-    return Listed(
-        spec_hash=spec_hash,
-        path=f"{path}/{facts['tarball']}" if current else None,
-        identity=str(facts.get("identity", "")),
-        size=size,
-        used=used,
-        python=facts.get("python"),
-        platform=str(facts.get("platform", "")),
-        layers=tuple(layers) if current and isinstance(layers, list) else (),
-        inode=inode,
-        superseded=superseded,
-        superseded_size=sum(_size(f"{path}/{each}") for each in superseded) if superseded else 0,
-        in_use=claims.any_used and any(claims.is_used(inuse.generation_byte(each)) for each in generations),
-    )
-
-
-def _whole(path: str, spec_hash: str, facts: dict[str, Any]) -> tuple[str, int, tuple[int, int]]:
-    """The current generation, its tarball's size and which file that is; nothing when that is not whole."""
-    name = facts.get("tarball")
-    if facts.get("spec_hash") == spec_hash and isinstance(name, str):
-        try:
-            found = os.lstat(f"{path}/{name}")
-        except (OSError, ValueError):
-            return "", 0, (0, 0)
-        if stat.S_ISREG(found.st_mode) and found.st_size == facts.get("size"):
-            return name.partition("/")[0], found.st_size, (found.st_dev, found.st_ino)
-    return "", 0, (0, 0)
-
-
-def _directories(path: str) -> list[str]:
-    """The generations in an entry's directory."""
-    try:
-        return [name for name in os.listdir(path) if _GENERATION.match(name)]
-    except FileNotFoundError:
-        return []
-
-
-def _facts(path: str) -> dict[str, Any]:
-    try:
-        with open(f"{path}/{ENTRY_NAME}", "rb", buffering=0) as stream:
-            facts = json.loads(stream.read())
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _current(path: str) -> str:
-    return str(_facts(path).get("tarball")).partition("/")[0]
-
-
-def _time(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _size(directory: str) -> int:
-    """Bytes of the files in a directory."""
-    with contextlib.suppress(OSError), os.scandir(directory) as found:
-        return sum(each.stat(follow_symlinks=False).st_size for each in found)
-    return 0
 
 
 def _layer_sizes(home: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tests describe their own configuration; what the person who runs them has set must not change a result.
 for name in ("PYTHONPATH", "PYTHONHOME", "PONCHO_CACHE_DIR", "PONCHO_STATS", "WORK_QUEUE_SANDBOX"):
     os.environ.pop(name, None)
+
+
+# A run that was started in the background of a script ignores these, and so would every program that a test starts.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ import pytest
 
 from poncho_wq import cache_admin, failures, inuse
 from poncho_wq.cache import Cache, Entry
-from poncho_wq.cache_admin import collect, find, limit, parse_size, remove, scan, tidy
+from poncho_wq.cache_admin import collect, limit, parse_size, remove, tidy
+from poncho_wq.cache_listing import find, scan
 from poncho_wq.cache_usage import areas
 from poncho_wq.cache_verify import mend, verify
 from poncho_wq.errors import BuildError, CacheError, FetchError, LockTimeout, PackError, SolveError

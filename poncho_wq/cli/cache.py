@@ -15,7 +15,7 @@ from poncho_wq.errors import SpecError
 
 if TYPE_CHECKING:
     from poncho_wq.cache import Cache
-    from poncho_wq.cache_admin import Listed
+    from poncho_wq.cache_listing import Listed
 
 _DESCRIPTION = """\
 Look after the cache of environments.
@@ -86,7 +86,7 @@ def _cache(args: argparse.Namespace) -> Cache:
 
 def _chosen(cache: Cache, words: Iterable[str]) -> list[Listed]:
     """The one entry that each word means.  Raises ``SpecError``."""
-    from poncho_wq.cache_admin import find, scan
+    from poncho_wq.cache_listing import find, scan
 
     entries = scan(cache)
     chosen = {}
@@ -102,7 +102,7 @@ def _chosen(cache: Cache, words: Iterable[str]) -> list[Listed]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_admin import scan
+    from poncho_wq.cache_listing import scan
 
     entries = scan(_cache(args))
     if args.json:
@@ -124,7 +124,8 @@ def _info(args: argparse.Namespace) -> int:
     cache = _cache(args)
     if args.environment is not None:
         return _info_of_one(args, cache)
-    from poncho_wq.cache_admin import limit, scan
+    from poncho_wq.cache_admin import limit
+    from poncho_wq.cache_listing import scan
     from poncho_wq.cache_usage import areas
 
     entries, parts, most = scan(cache), areas(cache), limit()
@@ -161,7 +162,7 @@ def _info_of_one(args: argparse.Namespace, cache: Cache) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_admin import scan
+    from poncho_wq.cache_listing import scan
     from poncho_wq.cache_verify import mend, verify
     from poncho_wq.cli.display import progress
 

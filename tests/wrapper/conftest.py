@@ -15,7 +15,7 @@ import pytest
 from tests.wrapper import tarballs
 
 ROOT = Path(__file__).resolve().parents[2]
-WRAPPER = ROOT / "worker_wrapper" / "poncho_package_run"
+WRAPPER = Path(os.environ.get("PONCHO_TEST_WRAPPER", ROOT / "worker_wrapper" / "poncho_package_run"))
 
 WORLDS = {
     "dash": ["dash"],
@@ -51,16 +51,24 @@ class World:
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(*words, name=name), env=self.environ(env), cwd=cwd, input=given, text=True,
-            capture_output=True, timeout=timeout,
-        )  # fmt: skip
+            self.argv(*words, name=name),
+            env=self.environ(env),
+            cwd=cwd,
+            input=given,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+        )
 
     def start(
         self, *words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, **more: object
     ) -> subprocess.Popen[str]:
         options: dict[str, object] = {
-            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more,
-        }  # fmt: skip
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **more,
+        }
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             self.argv(*words), env=self.environ(env), cwd=cwd, text=True, start_new_session=True, **options
         )
@@ -117,13 +125,12 @@ class Samples:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     directory = tmp_path_factory.mktemp("samples")
     directory.chmod(0o755)
-    found = Samples(
+    return Samples(
         ours=tarballs.ours(directory / "ours.tar.gz"),
         other=tarballs.ours(directory / "other.tar.gz", tarballs.fake_prefix(name="two")),
         conda=tarballs.conda_pack(directory / "conda.tar.gz"),
         venv=tarballs.venv_pack(directory / "venv.tar.gz"),
     )
-    return found
 
 
 @pytest.fixture

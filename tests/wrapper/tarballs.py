@@ -59,7 +59,7 @@ def text(content: str) -> Entry:
 def fake_prefix(*, name: str = "one", files: int = 8, size: int = 3000) -> dict[str, Entry]:
     """A prefix of a few small files; `name` tells environments apart, `size` is bytes of each file."""
     entries = {
-        "bin/python3": script("#!/bin/sh\nexec /usr/bin/python3 \"$@\"\n"),
+        "bin/python3": script('#!/bin/sh\nexec /usr/bin/python3 "$@"\n'),
         "bin/python": Entry(link="python3"),
         "bin/which-one": script(f"#!/bin/sh\necho {name}\n"),
         "bin/where": script('#!/bin/sh\necho "$PONCHO_PREFIX"\n'),
@@ -141,7 +141,7 @@ def ours(
         values.update(replace or {})
         lines = ["poncho-manifest 1", *(f"{key} {value}" for key, value in values.items())]
         offset = 0
-        for number, (fragment, packed) in enumerate(zip(fragments, members)):
+        for number, (fragment, packed) in enumerate(zip(fragments, members, strict=True)):
             lines.append(f"layer {offset} {len(packed)} {len(fragment)} {digests[number]} layer{number}")
             offset += len(packed)
         while manifest_padding > 0 and sum(map(len, lines)) < manifest_padding:
@@ -243,9 +243,7 @@ ACTIVATE_D = {
 }
 
 
-def conda_pack(
-    path: Path, *, name: str = "conda", activate: bool = True, unpack: str = CONDA_UNPACK
-) -> Tarball:
+def conda_pack(path: Path, *, name: str = "conda", activate: bool = True, unpack: str = CONDA_UNPACK) -> Tarball:
     """What conda-pack makes of a conda prefix."""
     entries = {
         "conda-meta/history": text(""),

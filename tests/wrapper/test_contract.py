@@ -18,9 +18,21 @@ TEMPLATES = ("activate", "conda-unpack", "run_in_env")
 POSITIONAL = WRAPPER.parent / "python_package_run"
 
 AWKWARD = [
-    "a b", "it's \"x\"", "new\nline\n", "co:lon", "$(touch x)`touch x`", "-rf", "--", "*[!a]?", "back\\slash", "a&b;c|d",
-    "=", "(", "naïve", "x" * 200,
-]  # fmt: skip
+    "a b",
+    'it\'s "x"',
+    "new\nline\n",
+    "co:lon",
+    "$(touch x)`touch x`",
+    "-rf",
+    "--",
+    "*[!a]?",
+    "back\\slash",
+    "a&b;c|d",
+    "=",
+    "(",
+    "naïve",
+    "x" * 200,
+]
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -102,14 +114,29 @@ def test_a_renamed_copy_works(world: World, samples: Samples, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["which-one"], ["-e"], ["-e", ""], ["--environment="], ["-e", "/no/such/file", "true"], ["-e", "{T}", "-w"],
-        ["-e", "{T}", "-w", "soon", "true"], ["-e", "{T}", "-w", "-5", "true"], ["-e", "{T}", "--frobnicate", "true"],
-        ["-e", "{T}", "-x", "true"], ["-e", "{T}", "--debug=yes", "true"], ["-e", "{T}", "-u"],
-        ["-e", "{T}", "--unpack-to=", "true"], ["-e", "{T}", "--id", "0" * 64, "true"], ["-e", "{T}", "-e", "/no", "true"],
-        ["-e", "{T}", "-u", "/dev/null", "true"], ["-e", "{T}", "-u", "/dev/null/x", "true"],
-        ["-e", "/dev/null", "true"], ["-e", "/etc/passwd", "true"], ["-e", "{T}", "-u", "/", "--id", "x", "-w"],
+        [],
+        ["which-one"],
+        ["-e"],
+        ["-e", ""],
+        ["--environment="],
+        ["-e", "/no/such/file", "true"],
+        ["-e", "{T}", "-w"],
+        ["-e", "{T}", "-w", "soon", "true"],
+        ["-e", "{T}", "-w", "-5", "true"],
+        ["-e", "{T}", "--frobnicate", "true"],
+        ["-e", "{T}", "-x", "true"],
+        ["-e", "{T}", "--debug=yes", "true"],
+        ["-e", "{T}", "-u"],
+        ["-e", "{T}", "--unpack-to=", "true"],
+        ["-e", "{T}", "--id", "0" * 64, "true"],
+        ["-e", "{T}", "-e", "/no", "true"],
+        ["-e", "{T}", "-u", "/dev/null", "true"],
+        ["-e", "{T}", "-u", "/dev/null/x", "true"],
+        ["-e", "/dev/null", "true"],
+        ["-e", "/etc/passwd", "true"],
+        ["-e", "{T}", "-u", "/", "--id", "x", "-w"],
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_125_and_says_so_on_stderr(world: World, samples: Samples, words: list[str]) -> None:
     done = world.run(*[word.replace("{T}", str(samples.ours.path)) for word in words])
     assert (done.returncode, done.stdout) == (125, "")
@@ -190,8 +217,10 @@ def test_a_warm_run_starts_no_process(world: World, samples: Samples, room: Path
     trace = tmp_path / "trace"
     subprocess.run(
         [str(shutil.which("strace")), "-f", "-o", trace, "-e", "trace=process", *world.argv(*options, "/bin/true")],
-        check=True, env=world.environ(), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        check=True,
+        env=world.environ(),
+        stderr=subprocess.DEVNULL,
+    )
     calls = trace.read_text()
     assert [word for word in ("fork(", "clone(", "clone3(") if word in calls] == []
     assert calls.count("execve(") == 2  # the shell and the command
@@ -228,9 +257,15 @@ def test_an_environment_unpacked_by_hand_is_somebody_elses(world: World, samples
         (room / name).mkdir()
         subprocess.run(["tar", "-xzf", tarball.path, "-C", room / name], check=True)
         done = world.run(
-            "-e", tarball.path, "-d", room / name, "sh", "-c",
-            'which-one; echo "$PONCHO_TEST_DATA$PONCHO_TEST_LIST"', env={"PONCHO_TEST_LIST": "/mine"},
-        )  # fmt: skip
+            "-e",
+            tarball.path,
+            "-d",
+            room / name,
+            "sh",
+            "-c",
+            'which-one; echo "$PONCHO_TEST_DATA$PONCHO_TEST_LIST"',
+            env={"PONCHO_TEST_LIST": "/mine"},
+        )
         value = f"{room}/one/poncho/data/PONCHO_TEST_DATA/mine" if name == "one" else f"{room}/conda/lib:/mine"
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n{value}\n", "")
         assert not (room / name / "poncho/ready").exists()
@@ -306,6 +341,22 @@ def test_without_identity_a_tarball_with_the_same_content_will_do(
     assert world.run(*options).returncode == 125
 
 
+def test_a_foreign_tarball_that_was_written_over(world: World, samples: Samples, room: Path) -> None:
+    """The same file as far as names and inodes say; only the time of its last change is another, and an older one."""
+    tarball = room / "t.tar.gz"
+    shutil.copy(samples.venv.path, tarball)
+    os.utime(tarball, (1e9, 1e9))
+    options = ["-e", tarball, "-d", room / "env", "which-one"]
+    for _ in ("cold", "warm"):
+        assert world.run(*options).stdout == "venv\n"
+    assert os.path.samefile(tarball, room / "env/poncho/source")
+    for seconds in (9e8, 1.1e9):
+        tarball.write_bytes(samples.conda.path.read_bytes())
+        os.utime(tarball, (seconds, seconds))
+        assert os.path.samefile(tarball, room / "env/poncho/source")
+        assert world.run(*options).returncode == 125
+
+
 def test_an_empty_directory_is_filled_and_keeps_its_mode(world: World, samples: Samples, room: Path) -> None:
     directory = room / "env"
     directory.mkdir(mode=0o750)
@@ -370,9 +421,13 @@ def test_awkward_names(world: World, samples: Samples, room: Path, name: str) ->
         for directory in (room / kind / f"{name} d" / name, Path(kind, f"{name} d", name))[kind == "conda" :]:
             for word in ("cold", "warm"):
                 done = world.run(
-                    f"--environment={tarball}", f"--unpack-to={directory}", "sh", "-c", '"$PONCHO_PREFIX/bin/which-one"',
+                    f"--environment={tarball}",
+                    f"--unpack-to={directory}",
+                    "sh",
+                    "-c",
+                    '"$PONCHO_PREFIX/bin/which-one"',
                     cwd=room,
-                )  # fmt: skip
+                )
                 assert (done.returncode, done.stdout) == (0, "one\n" if kind == "ours" else "conda\n"), (word, done)
                 assert ("colon" in done.stderr) if ":" in name and word == "cold" else done.stderr == ""
             if kind == "conda":
@@ -409,7 +464,7 @@ def test_a_command_named_like_an_option(world: World, samples: Samples, room: Pa
 
 
 def test_a_temporary_directory_with_an_awkward_name(world: World, samples: Samples, room: Path) -> None:
-    for name in ("a b", "it's \"x\"", "new\nline\n", "co:lon", "$(touch x)`touch x`", "-rf", "*[!a]?"):
+    for name in ("a b", 'it\'s "x"', "new\nline\n", "co:lon", "$(touch x)`touch x`", "-rf", "*[!a]?"):
         (room / name).mkdir()
         done = world.run("-e", samples.conda.path, "where", env={"TMPDIR": str(room / name)})
         assert done.returncode == 0, done
@@ -440,7 +495,10 @@ def test_closed_streams(world: World, samples: Samples, room: Path, form: str) -
     for _ in ("cold", "warm"):
         for closed in ("<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"):
             done = subprocess.run(
-                ["/bin/bash", "-c", f"{script} sh -c 'exit 7' {closed}"], env=world.environ(), capture_output=True, text=True
+                ["/bin/bash", "-c", f"{script} sh -c 'exit 7' {closed}"],
+                env=world.environ(),
+                capture_output=True,
+                text=True,
             )
             assert done.returncode == 7, (closed, done)
 
@@ -453,8 +511,12 @@ def test_inherited_descriptors_are_kept_and_none_is_added(world: World, samples:
         for more in (["-d", room / "env"], ["-d", room / "env"], []):
             done = subprocess.run(
                 world.argv("-e", samples.conda.path, *more, *program),
-                env=world.environ(), stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=kept,
-            )  # fmt: skip
+                env=world.environ(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                pass_fds=kept,
+            )
             assert done.stdout == f"{wanted}\n", (more, done)
         for more in (["-d", room / "env"], []):
             done = world.run("-e", samples.conda.path, *more, *program)
@@ -486,10 +548,20 @@ def test_every_signal_comes_through(world: World, samples: Samples, room: Path, 
     temporary = room / "tmp"
     temporary.mkdir()
     deadly = [
-        number for number in signal.Signals
-        if number not in (signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
-                          signal.SIGURG, signal.SIGWINCH)
-    ]  # fmt: skip
+        number
+        for number in signal.Signals
+        if number
+        not in (
+            signal.SIGCHLD,
+            signal.SIGCONT,
+            signal.SIGSTOP,
+            signal.SIGTSTP,
+            signal.SIGTTIN,
+            signal.SIGTTOU,
+            signal.SIGURG,
+            signal.SIGWINCH,
+        )
+    ]
     if form == "temporary":
         deadly = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGABRT, signal.SIGUSR1]
     for number in deadly:
@@ -507,9 +579,13 @@ def test_not_found_and_not_executable(world: World, samples: Samples, room: Path
     for more in (["-d", room / "env"], ["-d", room / "env"], []):
         options = ["-e", samples.ours.path, *more, "--"]
         for word, status in (
-            ("no-such-command", 127), ("./no/such", 127), ("", 127), (str(room / "text"), 126), (str(room / "directory"), 126),
+            ("no-such-command", 127),
+            ("./no/such", 127),
+            ("", 127),
+            (str(room / "text"), 126),
+            (str(room / "directory"), 126),
             ("-x", 127),
-        ):  # fmt: skip
+        ):
             done = world.run(*options, word, "argument")
             assert (done.returncode, done.stdout) == (status, ""), (word, done)
             assert done.stderr
@@ -555,9 +631,17 @@ def test_nothing_leaks_into_the_environment(world: World, samples: Samples, room
         mine.pop(name, None)
     assert "stage" in mine
     mine |= {
-        "PYTHONPATH": "/leak", "PYTHONHOME": "/leak", "CONDA_PREFIX": "/theirs", "PONCHO_PREFIX": "/theirs", "OLDPWD": "/",
-        "EMPTY": "", "LINES_": "a\nb\n", "QUOTES": "it's \"x\" $(touch x) \\", "LANG": "C.UTF-8", "CDPATH": "/tmp",
-    }  # fmt: skip
+        "PYTHONPATH": "/leak",
+        "PYTHONHOME": "/leak",
+        "CONDA_PREFIX": "/theirs",
+        "PONCHO_PREFIX": "/theirs",
+        "OLDPWD": "/",
+        "EMPTY": "",
+        "LINES_": "a\nb\n",
+        "QUOTES": 'it\'s "x" $(touch x) \\',
+        "LANG": "C.UTF-8",
+        "CDPATH": "/tmp",
+    }
     expected = bare(world, mine)
     for key in ("PYTHONPATH", "PYTHONHOME", "_"):
         expected.pop(key, None)
@@ -567,10 +651,12 @@ def test_nothing_leaks_into_the_environment(world: World, samples: Samples, room
         prefix = found["PONCHO_PREFIX"]
         assert prefix == str(room / "env") or not form
         expected |= {
-            "PONCHO_PREFIX": prefix, "CONDA_PREFIX": prefix, "PATH": f"{prefix}/bin:{world.path}",
-            "PONCHO_TEST_WORD": "it's $(touch x) \"quoted\"",
+            "PONCHO_PREFIX": prefix,
+            "CONDA_PREFIX": prefix,
+            "PATH": f"{prefix}/bin:{world.path}",
+            "PONCHO_TEST_WORD": 'it\'s $(touch x) "quoted"',
             "PONCHO_TEST_DATA": f"{prefix}/poncho/data/PONCHO_TEST_DATA",
-        }  # fmt: skip
+        }
         if not form:  # the command is in a subshell: bash counts these, SHLVL is its affair
             expected.pop("SHLVL", None)
             found.pop("SHLVL", None)
@@ -585,22 +671,31 @@ def test_activation_is_recorded_relative_to_what_the_task_has(world: World, samp
         (
             {},
             {
-                "PONCHO_TEST_LIST": f"{prefix}/lib:", "PONCHO_TEST_TAIL": f"{prefix}/tail", "PONCHO_TEST_DEFAULT": "default",
+                "PONCHO_TEST_LIST": f"{prefix}/lib:",
+                "PONCHO_TEST_TAIL": f"{prefix}/tail",
+                "PONCHO_TEST_DEFAULT": "default",
             },
         ),
         (
-            {"PONCHO_TEST_LIST": "/a:/b", "PONCHO_TEST_TAIL": "/c d", "PONCHO_TEST_DEFAULT": "mine", "PONCHO_TEST_SHARE": "m"},
             {
-                "PONCHO_TEST_LIST": f"{prefix}/lib:/a:/b", "PONCHO_TEST_TAIL": f"/c d:{prefix}/tail",
+                "PONCHO_TEST_LIST": "/a:/b",
+                "PONCHO_TEST_TAIL": "/c d",
+                "PONCHO_TEST_DEFAULT": "mine",
+                "PONCHO_TEST_SHARE": "m",
+            },
+            {
+                "PONCHO_TEST_LIST": f"{prefix}/lib:/a:/b",
+                "PONCHO_TEST_TAIL": f"/c d:{prefix}/tail",
                 "PONCHO_TEST_DEFAULT": "mine",
             },
         ),
-    ):  # fmt: skip
+    ):
         found = environment_of(world, *options, env=mine)
         wanted = expected | {
-            "PONCHO_TEST_SHARE": f"{prefix}/share", "PONCHO_TEST_LINES": "one\n  two' $(touch x)",
+            "PONCHO_TEST_SHARE": f"{prefix}/share",
+            "PONCHO_TEST_LINES": "one\n  two' $(touch x)",
             "PATH": f"{prefix}/extra:{prefix}/bin:{world.path}",
-        }  # fmt: skip
+        }
         assert {key: found.get(key) for key in wanted} == wanted
         assert "PONCHO_TEST_NOT_EXPORTED" not in found
     # what the worker that unpacked had set is not what the next one gets
@@ -648,7 +743,10 @@ def test_a_conda_unpack_that_can_only_be_run(world: World, room: Path, activate:
 
 @pytest.mark.parametrize(
     "unpack",
-    ["#!/bin/sh\necho on stdout\necho cannot >&2\nexit 3\n", "#!/usr/bin/env python\n_prefix_records = []\nraise IOError('cannot')\n"],
+    [
+        "#!/bin/sh\necho on stdout\necho cannot >&2\nexit 3\n",
+        "#!/usr/bin/env python\n_prefix_records = []\nraise IOError('cannot')\n",
+    ],
 )
 def test_a_conda_unpack_that_fails(world: World, room: Path, unpack: str) -> None:
     tarball = tarballs.conda_pack(room / "t.tar.gz", unpack=unpack)
@@ -701,9 +799,7 @@ def only(directory: Path, *names: str, without: bool = False) -> str:
 
 
 @pytest.mark.parametrize("cores", ["1", "2", "3", "40", "", "many"])
-def test_cores(
-    world: World, samples: Samples, room: Path, cores: str, unpacked: dict[str, tuple[str, bytes]]
-) -> None:
+def test_cores(world: World, samples: Samples, room: Path, cores: str, unpacked: dict[str, tuple[str, bytes]]) -> None:
     done = world.run("-e", samples.ours.path, "-d", room / "env", "which-one", env={"CORES": cores})
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
     assert tree(room / "env") == unpacked
@@ -741,7 +837,9 @@ def test_what_the_manifest_rules_out(world: World, room: Path, replace: dict[str
     if "size" in replace:
         data = tarball.path.read_bytes()
         old = f"size {len(data)}\n".encode()
-        tarball.path.write_bytes(data.replace(old, f"size {replace['size']}".encode().ljust(len(old) - 1, b"0") + b"\n"))
+        tarball.path.write_bytes(
+            data.replace(old, f"size {replace['size']}".encode().ljust(len(old) - 1, b"0") + b"\n")
+        )
     done = world.run("-e", tarball.path, "-d", room / "env", "which-one")
     assert (done.returncode, done.stdout) == (125, "")
     assert complaint in done.stderr
@@ -773,9 +871,13 @@ def test_packed_again_from_an_unpacked_one(world: World, samples: Samples, room:
 
 def test_the_temporary_directory_is_private_and_goes(world: World, samples: Samples, room: Path) -> None:
     done = world.run(
-        "-e", samples.ours.path, "sh", "-c", 'cd "$PONCHO_PREFIX/.." && pwd && ls -ld . | cut -c 1-10',
+        "-e",
+        samples.ours.path,
+        "sh",
+        "-c",
+        'cd "$PONCHO_PREFIX/.." && pwd && ls -ld . | cut -c 1-10',
         env={"TMPDIR": str(room)},
-    )  # fmt: skip
+    )
     place, mode = done.stdout.splitlines()
     assert mode == "drwx------"
     assert Path(place).parent == room
@@ -784,9 +886,13 @@ def test_the_temporary_directory_is_private_and_goes(world: World, samples: Samp
 
 def test_what_the_command_write_protected_goes_too(world: World, samples: Samples, room: Path) -> None:
     done = world.run(
-        "-e", samples.ours.path, "sh", "-c", 'mkdir "$PONCHO_PREFIX/x" && : >"$PONCHO_PREFIX/x/y" && chmod 500 "$PONCHO_PREFIX/x"',
+        "-e",
+        samples.ours.path,
+        "sh",
+        "-c",
+        'mkdir "$PONCHO_PREFIX/x" && : >"$PONCHO_PREFIX/x/y" && chmod 500 "$PONCHO_PREFIX/x"',
         env={"TMPDIR": str(room)},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(room.iterdir()) == []
 
@@ -824,9 +930,14 @@ def test_signals_are_forwarded_and_the_environment_outlives_the_command(
 
 def test_a_command_that_ignores_the_signal_is_waited_for(world: World, samples: Samples, room: Path) -> None:
     process = world.start(
-        "-e", samples.ours.path, "sh", "-c", "trap '' TERM; echo here; cat; exit 9",
-        env={"TMPDIR": str(room)}, stdin=subprocess.PIPE,
-    )  # fmt: skip
+        "-e",
+        samples.ours.path,
+        "sh",
+        "-c",
+        "trap '' TERM; echo here; cat; exit 9",
+        env={"TMPDIR": str(room)},
+        stdin=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     for _ in range(3):
