@@ -256,6 +256,8 @@ class _Reader:
             line.fail(f"'{option}' belongs behind a requirement")
 
     def _include(self, line: _Line, value: str, *, constraint: bool) -> None:
+        if "\0" in value:
+            line.fail("a file name cannot hold a NUL character")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) and not value.startswith("file://"):
             line.fail(f"'{redact(line.text)}' is on the network", advice="download that file, and include the copy")
         path = line.folder / value.removeprefix("file://")

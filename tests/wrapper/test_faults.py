@@ -140,6 +140,7 @@ def how_long(world: World, tarball: Path, directory: Path) -> float:
 # ---- kills ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @counts
 def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int) -> None:
     world = slowed(faulty, room.parent)
