@@ -18,7 +18,15 @@ WARM_RUNS = 50
 
 def _run(argv: list[str], cwd: Path) -> None:
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "CORES": str(os.cpu_count() or 1)}
-    subprocess.run(argv, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        argv,
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
 
 
 def rows() -> Iterator[Row]:
