@@ -39,9 +39,10 @@ def rows() -> Iterator[Row]:
     wq = debian_work_queue()
     env = numpy_environment()
 
-    # Inside, so that both sides send it by value: no worker can import this file.
-    def nothing(x: int) -> int:
-        return x
+    # Of no module, so that both sides send it by value: no worker can import this file.
+    made: dict[str, Any] = {"__name__": "__main__"}
+    exec("def nothing(x): return x", made)
+    nothing = made["nothing"]
 
     def ours(i: int) -> Any:
         task = PonchoTask(nothing, i)
