@@ -140,12 +140,29 @@ def how_long(world: World, tarball: Path, directory: Path) -> float:
 # ---- kills ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+class Verdict:
+    """What went wrong, with the number of the attempt: a count alone explains nothing."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def check(self, number: int, right: bool, what: object) -> None:
+        if not right:
+            self.wrong.append(f"{number}: {what}")
+
+    def served(self, number: int, world: World, tarball: Path, directory: Path, expected: Tree, **env: str) -> None:
+        """A run that begins now must find or make the whole environment, and leave nothing beside it."""
+        done = world.run("-e", tarball, "-d", directory, "where", env=env)
+        self.check(number, (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", ""), done)
+        found = tree(directory)
+        self.check(number, found == expected, f"differs: {sorted(set(found.items()) ^ set(expected.items()))[:3]}")
+
+
 @counts
 def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int) -> None:
     world = slowed(faulty, room.parent)
     took = how_long(world, large.path, room / "env")
-    wrong = in_time = 0
+    verdict, in_time = Verdict(), 0
     for number in range(count):
         directory = room / f"env {number}"
         process = world.start("-e", large.path, "-d", directory, "where")
@@ -154,15 +171,13 @@ def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         in_time += process.returncode == -signal.SIGKILL
-        if directory.exists():  # then it is whole
-            wrong += tree(directory) != large_tree
-        done = faulty.run("-e", large.path, "-d", directory, "where", env={"CORES": str(1 + number % 3)})
-        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
-        wrong += tree(directory) != large_tree
-        wrong += beside(directory) != [directory.name]
+        if directory.exists():
+            verdict.check(number, tree(directory) == large_tree, "DIR is there and not whole")
+        verdict.served(number, faulty, large.path, directory, large_tree, CORES=str(1 + number % 3))
+        verdict.check(number, beside(directory) == [directory.name], beside(directory))
         shutil.rmtree(directory)
-    print(f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, wrong: {wrong}")
-    assert wrong == 0
+    print(f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, wrong: {len(verdict.wrong)}")
+    assert verdict.wrong == []
     assert in_time > count / 3
 
 
@@ -173,7 +188,7 @@ def test_the_shell_alone_is_killed(
 ) -> None:
     world = slowed(faulty, room.parent)
     took = how_long(world, large.path, room / "env")
-    wrong = in_time = 0
+    verdict, in_time = Verdict(), 0
     for number in range(count):
         chance = random.Random(number)
         directory = room / f"env {number}"
@@ -192,21 +207,19 @@ def test_the_shell_alone_is_killed(
                 os.kill(pid, signal.SIGKILL)
         in_time += bool(set(chosen) & set(alive))
         # at once, while what was not killed goes on
-        done = faulty.run("-e", large.path, "-d", directory, "where")
-        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
-        wrong += tree(directory) != large_tree
+        verdict.served(number, faulty, large.path, directory, large_tree)
         process.communicate()
         all_ended(process.pid)
-        wrong += tree(directory) != large_tree
+        verdict.check(number, tree(directory) == large_tree, "what went on has changed DIR")
         if beside(directory) != [directory.name]:  # what went on may have died of it, after the sweep
             moved = directory.with_name("aside")
             directory.rename(moved)
-            wrong += faulty.run("-e", large.path, "-d", directory).returncode != 0
-            wrong += beside(directory) != ["aside", directory.name]
+            verdict.served(number, faulty, large.path, directory, large_tree)
+            verdict.check(number, beside(directory) == ["aside", directory.name], beside(directory))
             shutil.rmtree(moved)
         shutil.rmtree(directory)
-    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {wrong}")
-    assert wrong == 0
+    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {len(verdict.wrong)}")
+    assert verdict.wrong == []
     assert in_time > count / 3
 
 
@@ -221,7 +234,7 @@ def test_killed_while_filling_a_directory_that_must_stay(
     (public / "mine").mkdir()
     os.chown(public / "mine", NOBODY, NOBODY)
     took = how_long(world, tarball, public / "mine/env")
-    wrong = in_time = 0
+    verdict, in_time = Verdict(), 0
     for number in range(count):
         parent = public / f"parent {number}"
         directory = parent / "env"
@@ -233,14 +246,13 @@ def test_killed_while_filling_a_directory_that_must_stay(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         in_time += process.returncode == -signal.SIGKILL
-        done = user.run("-e", tarball, "-d", directory, "where")
-        wrong += (done.returncode, done.stdout, done.stderr) != (0, f"{directory}\n", "")
-        wrong += tree(directory) != large_tree
-        wrong += any(path.name.startswith((".poncho-new", ".poncho-unp")) for path in directory.iterdir())
-        wrong += [path.name for path in parent.iterdir()] != ["env"]
+        verdict.served(number, user, tarball, directory, large_tree)
+        names = [path.name for path in directory.iterdir() if path.name.startswith((".poncho-new", ".poncho-unp"))]
+        verdict.check(number, names == [], names)
+        verdict.check(number, [path.name for path in parent.iterdir()] == ["env"], "something lies beside DIR")
         shutil.rmtree(parent)
-    print(f"{faulty.name}: killed inside DIR: {count}, in time: {in_time}, wrong: {wrong}")
-    assert wrong == 0
+    print(f"{faulty.name}: killed inside DIR: {count}, in time: {in_time}, wrong: {len(verdict.wrong)}")
+    assert verdict.wrong == []
     assert in_time > count / 3
 
 
