@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.harness import Row, paired, seconds
 from poncho_wq.cache import Cache
-from poncho_wq.cache_admin import collect
-from poncho_wq.cache_listing import scan
+from poncho_wq.caching.admin import collect
+from poncho_wq.caching.listing import scan
 
 NUMBER = 10_000
 LAYERS = 40  # of an environment; most are shared with others

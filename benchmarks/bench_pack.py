@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.harness import Row, Unavailable, paired, seconds
 from poncho_wq.build import FileGroup, Prefix, builder_for
-from poncho_wq.layers import LayerStore
 from poncho_wq.lock import Lock
 from poncho_wq.pack import pack
+from poncho_wq.packing.layers import LayerStore
 from poncho_wq.progress import silent
 from poncho_wq.spec import EnvSpec
 

@@ -53,10 +53,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poncho_wq import inuse
+from poncho_wq.caching import inuse
+from poncho_wq.caching.failures import Failures
 from poncho_wq.errors import CacheError
-from poncho_wq.failures import Failures
-from poncho_wq.layers import LayerStore, sync_directory
+from poncho_wq.packing.layers import LayerStore, sync_directory
 from poncho_wq.scratch import disk_error, held, sweep, work_directory
 
 if TYPE_CHECKING:

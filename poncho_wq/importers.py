@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poncho_wq.document import MAX_DOCUMENT
 from poncho_wq.errors import SpecError
 from poncho_wq.importing.model import Imported
 from poncho_wq.spec import EnvSpec
+from poncho_wq.specs.document import MAX_DOCUMENT
 
 SpecLike = EnvSpec | Mapping[str, Any] | str | os.PathLike[str]
 

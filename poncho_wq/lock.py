@@ -14,9 +14,9 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import BuildError, redact
 from poncho_wq.locked_data import LockedData
+from poncho_wq.packing.conda_package import CondaPackage
 
 LOCK_FORMAT = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")

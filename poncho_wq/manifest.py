@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from poncho_wq.build import Relocation
 from poncho_wq.errors import CorruptTarball
-from poncho_wq.tarfragment import file_header, padding
+from poncho_wq.packing.tarfragment import file_header, padding
 
 FORMAT_VERSION = 1
 """Version of the tarball format.  Part of every specification's hash: a new version builds everything anew."""

@@ -19,15 +19,15 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poncho_wq.bytecode import Compiler, chunks, compiler_for
 from poncho_wq.errors import PackError
-from poncho_wq.layers import Entry, Layer, LayerStore, OnDisk, recipe, sync_directory
 from poncho_wq.manifest import LayerRef, Manifest, end_member
-from poncho_wq.planning import Plan, by_path, plan_layers, scan
+from poncho_wq.packing.bytecode import Compiler, chunks, compiler_for
+from poncho_wq.packing.layers import Entry, Layer, LayerStore, OnDisk, recipe, sync_directory
+from poncho_wq.packing.planning import Plan, by_path, plan_layers, scan
+from poncho_wq.packing.shipped_bytecode import adopt
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress, silent
 from poncho_wq.scratch import space
-from poncho_wq.shipped_bytecode import adopt
 from poncho_wq.wrapper import wrapper_path
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from poncho_wq.analyze import reach
 from poncho_wq.build import Builder, builder_for
 from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
 from poncho_wq.errors import BuildError, SpecError
@@ -115,7 +114,7 @@ def environment(
     entry = None if refresh else cache.lookup(key)
     built: list[Packed] = []
     if entry is None:
-        from poncho_wq import cache_admin
+        from poncho_wq.caching import admin as cache_admin
 
         make = _maker(spec, locked, builder, cache, say, built)
         most = cache_admin.limit()  # a mistake in it is better known before a build than after
@@ -162,17 +161,6 @@ def _check_lock(locked: LockFile | None, spec: EnvSpec, required: bool) -> None:
             "only a locked environment may be built, and there is no lock",
             advice="make one: poncho-wq env lock SPEC > poncho.lock, and give it with --locked poncho.lock",
         )
-
-
-def environment_for_function(
-    function: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-) -> Environment:
-    """The environment that a call of ``function`` needs, from what analysis finds installed here.
-
-    Local code that it reaches is no part of it: ``analyze.reach`` tells that, and the task ships it.  Raises what
-    ``environment`` raises, and ``UnresolvedImportError`` for imports that nothing installed provides.
-    """
-    return environment(reach(function, *args, **(kwargs or {})).spec)
 
 
 def _with_packages(spec: EnvSpec, packages: Sequence[str]) -> EnvSpec:

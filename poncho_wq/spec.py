@@ -88,15 +88,15 @@ class EnvSpec:
 
         Raises `SpecError`, and nothing else, for whatever is not one: its `.path` names the bad key.
         """
-        from poncho_wq.document import load_json
-        from poncho_wq.spec_parse import parse_spec
+        from poncho_wq.specs.document import load_json
+        from poncho_wq.specs.spec_parse import parse_spec
 
         return parse_spec(load_json(text, source=source), source=source)
 
     @classmethod
     def from_dict(cls, obj: Mapping[str, Any], *, source: str | None = None) -> EnvSpec:
         """The same for a specification that is already a dictionary of dictionaries, lists and strings."""
-        from poncho_wq.spec_parse import parse_spec
+        from poncho_wq.specs.spec_parse import parse_spec
 
         return parse_spec(obj, source=source)
 
@@ -157,11 +157,11 @@ class EnvSpec:
     def _canonical(self) -> str:
         document = self.to_dict()
         if self.conda is not None:
-            from poncho_wq import matchspec
+            from poncho_wq.specs import matchspec
 
             document["conda"]["packages"] = sorted({matchspec.canonical(each) for each in self.conda.packages})
         if self.pip:
-            from poncho_wq import requirement
+            from poncho_wq.specs import requirement
 
             document["pip"] = sorted({requirement.canonical(each) for each in self.pip})
         return _canonical_text(document)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from poncho_wq import cache_admin, failures, inuse
 from poncho_wq.cache import Cache, Entry
-from poncho_wq.cache_admin import collect, limit, parse_size, remove, tidy
-from poncho_wq.cache_listing import find, scan
-from poncho_wq.cache_usage import areas
-from poncho_wq.cache_verify import mend, verify
+from poncho_wq.caching import admin as cache_admin
+from poncho_wq.caching import failures, inuse
+from poncho_wq.caching.admin import collect, limit, parse_size, remove, tidy
+from poncho_wq.caching.listing import find, scan
+from poncho_wq.caching.usage import areas
+from poncho_wq.caching.verify import mend, verify
 from poncho_wq.errors import BuildError, CacheError, FetchError, LockTimeout, PackError, SolveError
-from poncho_wq.layers import Layer
 from poncho_wq.pack import Packed, pack
+from poncho_wq.packing.layers import Layer
 from tests import prefixes
 from tests.processes import Child, Event, at_step, children, die
 

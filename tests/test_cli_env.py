@@ -13,10 +13,10 @@ from poncho_wq.build import FileGroup, Prefix
 from poncho_wq.cli.env import main
 from poncho_wq.comparing import matchspec_name
 from poncho_wq.importers import read_spec
-from poncho_wq.layers import LayerStore
 from poncho_wq.lock import Lock, LockedPackage
 from poncho_wq.lockfile import LockFile
 from poncho_wq.pack import pack
+from poncho_wq.packing.layers import LayerStore
 from poncho_wq.spec import EnvSpec
 
 DATA = Path(__file__).parent / "data" / "importers"

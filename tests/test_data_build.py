@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 from poncho_wq.build import builder_for
-from poncho_wq.layers import LayerStore
 from poncho_wq.lock import Lock
 from poncho_wq.pack import pack
+from poncho_wq.packing.layers import LayerStore
 from poncho_wq.spec import EnvSpec
 from poncho_wq.wrapper import wrapper_path
 from tests.data_server import faulty_server

@@ -204,7 +204,7 @@ ZIP = "https://host/p.zip"
     ],
 )
 def test_the_reference_of_a_direct_install_is_kept(site: Path, origin: dict[str, object], reference: str) -> None:
-    from poncho_wq.requirement import tidy
+    from poncho_wq.specs.requirement import tidy
 
     install(site, "p", "1.0", ["p.py"], direct_url=origin)
     assert providers(at(site).find("p")) == {reference}

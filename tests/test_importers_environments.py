@@ -19,8 +19,8 @@ from poncho_wq.build.uv import find_uv
 from poncho_wq.errors import SpecError
 from poncho_wq.importers import Options, read_source
 from poncho_wq.importing.conda_prefix import find_environment
-from poncho_wq.layers import LayerStore
 from poncho_wq.pack import pack
+from poncho_wq.packing.layers import LayerStore
 from poncho_wq.wrapper import wrapper_path
 from tests.wheelhouse import write_wheel
 

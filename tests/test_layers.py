@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poncho_wq import layers, tarfragment
-from poncho_wq.bytecode import Slice, chunks
 from poncho_wq.errors import CacheError, PackError
-from poncho_wq.layers import Entry, LayerStore, OnDisk, recipe
+from poncho_wq.packing import layers, tarfragment
+from poncho_wq.packing.bytecode import Slice, chunks
+from poncho_wq.packing.layers import Entry, LayerStore, OnDisk, recipe
 
 GOLDEN = Path(__file__).parent / "golden" / "tarball"
 

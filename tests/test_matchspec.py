@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rattler import MatchSpec
 
 from poncho_wq.errors import SpecError
-from poncho_wq.matchspec import canonical, tidy
+from poncho_wq.specs.matchspec import canonical, tidy
 
 SPELLINGS = [
     # (written, tidy, canonical or None where it is the same)

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from poncho_wq import layers, pack, planning
+from poncho_wq import pack
 from poncho_wq.build import Prefix
-from poncho_wq.bytecode import Compiler
 from poncho_wq.errors import CacheError, PackError
-from poncho_wq.layers import LayerStore
 from poncho_wq.manifest import read_manifest
 from poncho_wq.pack import Packed
+from poncho_wq.packing import layers, planning
+from poncho_wq.packing.bytecode import Compiler
+from poncho_wq.packing.layers import LayerStore
 from poncho_wq.progress import Progress, silent
 from tests import prefixes
 from tests.prefixes import LIB, NOTHING, RUNTIME, SITE, VERSION

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from poncho_wq.errors import SpecError
-from poncho_wq.requirement import canonical, contradiction, tidy
+from poncho_wq.specs.requirement import canonical, contradiction, tidy
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poncho_wq.document import MAX_DOCUMENT
 from poncho_wq.errors import SpecError
 from poncho_wq.spec import CondaSection, EnvSpec, GitSource, HttpSource, Target
-from poncho_wq.spec_parse import MAX_ENV
+from poncho_wq.specs.document import MAX_DOCUMENT
+from poncho_wq.specs.spec_parse import MAX_ENV
 
 GOLDEN = Path(__file__).parent / "golden" / "spec"
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poncho_wq.errors import SpecError
-from poncho_wq.urls import check_channel, check_download, check_git_ref, check_git_remote
+from poncho_wq.specs.urls import check_channel, check_download, check_git_ref, check_git_remote
 
 
 @pytest.mark.parametrize(

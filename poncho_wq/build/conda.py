@@ -16,9 +16,9 @@ from poncho_wq.build import FileGroup, Prefix, conda_meta, conda_pip
 from poncho_wq.build.host import check_glibc, highest_glibc
 from poncho_wq.build.rattler import Conda, Record, base_url, channel_of, name_of
 from poncho_wq.build.relocation import PLACEHOLDER, relocations, room_for_prefix
-from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage
+from poncho_wq.packing.conda_package import CondaPackage
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.scratch import work_directory

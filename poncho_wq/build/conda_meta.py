@@ -14,7 +14,7 @@ from typing import Any
 from poncho_wq.build import FileGroup
 from poncho_wq.build.host import list_files
 from poncho_wq.build.rattler import base_url
-from poncho_wq.conda_package import CondaPackage
+from poncho_wq.packing.conda_package import CondaPackage
 
 META = "conda-meta"
 # Where the package was unpacked on this machine, and when its channel was indexed.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from poncho_wq.command import run
 from poncho_wq.errors import BuildError, FetchError, redact
-from poncho_wq.urls import check_git_remote
+from poncho_wq.specs.urls import check_git_remote
 
 _TRANSPORTS = "https:http:ssh:git:file"
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

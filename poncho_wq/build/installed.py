@@ -23,10 +23,10 @@ from poncho_wq.build.packages import settle_metadata
 from poncho_wq.build.records import Distribution, distributions
 from poncho_wq.build.relocation import PLACEHOLDER, relocations, room_for_prefix
 from poncho_wq.build.unlinking import is_text, unlink, unlink_text
-from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.importing.conda_prefix import CondaPrefix, InstalledPackage
 from poncho_wq.lock import Lock, LockedPackage
+from poncho_wq.packing.conda_package import CondaPackage
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.spec import EnvSpec

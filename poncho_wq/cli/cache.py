@@ -15,7 +15,7 @@ from poncho_wq.errors import SpecError
 
 if TYPE_CHECKING:
     from poncho_wq.cache import Cache
-    from poncho_wq.cache_listing import Listed
+    from poncho_wq.caching.listing import Listed
 
 _DESCRIPTION = """\
 Look after the cache of environments.
@@ -63,7 +63,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _size(text: str) -> int | None:
-    from poncho_wq.cache_admin import limit, parse_size
+    from poncho_wq.caching.admin import limit, parse_size
 
     try:
         return parse_size(text) if text else limit()
@@ -86,7 +86,7 @@ def _cache(args: argparse.Namespace) -> Cache:
 
 def _chosen(cache: Cache, words: Iterable[str]) -> list[Listed]:
     """The one entry that each word means.  Raises ``SpecError``."""
-    from poncho_wq.cache_listing import find, scan
+    from poncho_wq.caching.listing import find, scan
 
     entries = scan(cache)
     chosen = {}
@@ -102,7 +102,7 @@ def _chosen(cache: Cache, words: Iterable[str]) -> list[Listed]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_listing import scan
+    from poncho_wq.caching.listing import scan
 
     entries = scan(_cache(args))
     if args.json:
@@ -124,9 +124,9 @@ def _info(args: argparse.Namespace) -> int:
     cache = _cache(args)
     if args.environment is not None:
         return _info_of_one(args, cache)
-    from poncho_wq.cache_admin import limit
-    from poncho_wq.cache_listing import scan
-    from poncho_wq.cache_usage import areas
+    from poncho_wq.caching.admin import limit
+    from poncho_wq.caching.listing import scan
+    from poncho_wq.caching.usage import areas
 
     entries, parts, most = scan(cache), areas(cache), limit()
     size, files = sum(each.size for each in parts), sum(each.files for each in parts)
@@ -162,8 +162,8 @@ def _info_of_one(args: argparse.Namespace, cache: Cache) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_listing import scan
-    from poncho_wq.cache_verify import mend, verify
+    from poncho_wq.caching.listing import scan
+    from poncho_wq.caching.verify import mend, verify
     from poncho_wq.cli.display import progress
 
     cache = _cache(args)
@@ -190,7 +190,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_admin import collect
+    from poncho_wq.caching.admin import collect
 
     cache = _cache(args)
     done = collect(cache, max_size=args.max_size, older_than=args.older_than, dry_run=args.dry_run)
@@ -216,7 +216,7 @@ def _gc(args: argparse.Namespace) -> int:
 
 
 def _rm(args: argparse.Namespace) -> int:
-    from poncho_wq.cache_admin import remove
+    from poncho_wq.caching.admin import remove
 
     cache = _cache(args)
     gone, stay = remove(cache, _chosen(cache, args.environments))

@@ -205,7 +205,6 @@ class Job:
         from poncho_wq.analysis.resolve import refuse_unresolved
 
         assert self._reach is not None
-        # Not prepare.environment_for_function: the same in two steps, each of which remembers its answer.
         return prepared(refuse_unresolved(self._reach).spec)
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from poncho_wq.analysis.conda_records import _channel as channel_of
-from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import SpecError
 from poncho_wq.importing.installed import read_packages
 from poncho_wq.importing.model import Imported
 from poncho_wq.importing.text import read_bytes, read_text
+from poncho_wq.packing.conda_package import CondaPackage
 from poncho_wq.spec import EnvSpec
 
 # What lies in a root prefix beside its packages: other environments, downloads, and what shells made.

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from poncho_wq.document import Place, items_at, object_at, string_at, strings_at
 from poncho_wq.errors import SpecError
 from poncho_wq.importing.model import Imported
 from poncho_wq.importing.requirements_txt import read_requirement_lines
@@ -19,6 +18,7 @@ from poncho_wq.importing.text import read_text
 from poncho_wq.importing.yaml_text import MAX_YAML, load_yaml
 from poncho_wq.platforms import host_platform
 from poncho_wq.spec import EnvSpec
+from poncho_wq.specs.document import Place, items_at, object_at, string_at, strings_at
 
 _KEYS = ("name", "channels", "dependencies", "prefix", "variables", "platforms", "category")
 _HINTS = {"packages": "dependencies", "requirements": "dependencies", "env": "variables", "environment": "variables"}

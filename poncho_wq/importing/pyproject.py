@@ -12,11 +12,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from poncho_wq.document import Place, items_at, object_at, string_at, strings_at
 from poncho_wq.errors import SpecError
 from poncho_wq.importing.model import Imported
 from poncho_wq.importing.text import read_toml
 from poncho_wq.spec import EnvSpec
+from poncho_wq.specs.document import Place, items_at, object_at, string_at, strings_at
 
 # (requirement, where it stands)
 _Lines = list[tuple[str, Place]]

@@ -24,12 +24,12 @@ from packaging.utils import (
     parse_wheel_filename,
 )
 
-from poncho_wq import requirement
 from poncho_wq.errors import SpecError, redact
 from poncho_wq.importing.model import Conditions, Imported, IndexOptions
 from poncho_wq.importing.text import read_text
 from poncho_wq.spec import EnvSpec
-from poncho_wq.urls import ARCHIVES
+from poncho_wq.specs import requirement
+from poncho_wq.specs.urls import ARCHIVES
 
 _COMMENT = re.compile(r"(?:^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")  # pip's form; any other stays as it is

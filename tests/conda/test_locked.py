@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from poncho_wq.build.conda import CondaBuilder
 from poncho_wq.cli.create import main as create
 from poncho_wq.cli.env import main as env
-from poncho_wq.conda_package import CondaPackage
 from poncho_wq.errors import BuildError, PonchoError, SpecError
 from poncho_wq.lock import Lock
 from poncho_wq.lockfile import LockFile, read_lockfile
+from poncho_wq.packing.conda_package import CondaPackage
 from poncho_wq.prepare import environment, lock_environment
 from poncho_wq.spec import EnvSpec
 from tests.conda.channel import FOREIGN, FULL

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from poncho_wq.layers import Entry, OnDisk, WithHead
-from poncho_wq.planning import Plan
-from poncho_wq.shipped_bytecode import adopt, magic
+from poncho_wq.packing.layers import Entry, OnDisk, WithHead
+from poncho_wq.packing.planning import Plan
+from poncho_wq.packing.shipped_bytecode import adopt, magic
 from tests.conda.channel import FULL, MINOR
 
 TAG = f"cpython-{MINOR.replace('.', '')}"

@@ -14,7 +14,7 @@ from packaging.specifiers import Specifier
 from packaging.utils import InvalidName, canonicalize_name, canonicalize_version
 
 from poncho_wq.errors import SpecError, quoted
-from poncho_wq.urls import ARCHIVES, check_requirement_url
+from poncho_wq.specs.urls import ARCHIVES, check_requirement_url
 
 _OPTIONS = {
     "-e": "an editable install",

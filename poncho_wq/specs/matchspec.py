@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from poncho_wq.errors import SpecError, quoted, redact
-from poncho_wq.urls import CREDENTIALS_ADVICE, check_channel
+from poncho_wq.specs.urls import CREDENTIALS_ADVICE, check_channel
 
 # What follows a name is a blank or an operator; anything else (`namespace:name`) is a form kept as written.
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)(?P<rest>(?:[\s=<>!~(*].*)?)", re.DOTALL)

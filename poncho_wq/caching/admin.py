@@ -29,11 +29,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poncho_wq import inuse
 from poncho_wq.cache import USED_NAME, Cache
-from poncho_wq.cache_listing import Listed, current_generation, generations_in, scan_with, size_of
+from poncho_wq.caching import inuse
+from poncho_wq.caching.failures import Failures
+from poncho_wq.caching.listing import Listed, current_generation, generations_in, scan_with, size_of
 from poncho_wq.errors import CacheError
-from poncho_wq.failures import Failures
 from poncho_wq.scratch import DEAD, disk_error, sweep
 
 SIZE_VARIABLE = "PONCHO_CACHE_SIZE"

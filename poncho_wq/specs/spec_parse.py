@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
-from poncho_wq.document import Place, choice_at, items_at, kind, object_at, required_at, string_at, strings_at
 from poncho_wq.errors import quoted
 from poncho_wq.spec import CondaSection, EnvSpec, GitSource, HttpSource
-from poncho_wq.urls import check_channel, check_download, check_git_ref, check_git_remote
-from poncho_wq.variables import check_variable
+from poncho_wq.specs.document import Place, choice_at, items_at, kind, object_at, required_at, string_at, strings_at
+from poncho_wq.specs.urls import check_channel, check_download, check_git_ref, check_git_remote
+from poncho_wq.specs.variables import check_variable
 
 _T = TypeVar("_T")
 
@@ -109,7 +109,7 @@ def _conda(place: Place, value: object) -> tuple[CondaSection | None, list[tuple
 def _matchspecs(names: Sequence[tuple[Place, str]]) -> tuple[str, ...]:
     if not names:
         return ()
-    from poncho_wq import matchspec  # packages need a solver; nothing else does
+    from poncho_wq.specs import matchspec  # packages need a solver; nothing else does
 
     unique: dict[str, str] = {}
     for where, text in names:
@@ -124,7 +124,7 @@ def _matchspecs(names: Sequence[tuple[Place, str]]) -> tuple[str, ...]:
 def _pip(requirements: Sequence[tuple[Place, str]]) -> tuple[str, ...]:
     if not requirements:
         return ()
-    from poncho_wq import requirement
+    from poncho_wq.specs import requirement
 
     unique: dict[str, tuple[str, Place]] = {}
     for where, text in requirements:
@@ -223,7 +223,7 @@ def _pinned(place: Place, value: object) -> tuple[tuple[str, str], ...]:
     place, section = place.key("conda"), object_at(place, value, known=("conda",)).get("conda")
     if section is None:
         return ()
-    from poncho_wq import matchspec
+    from poncho_wq.specs import matchspec
 
     found: dict[str, str] = {}
     for name, item in object_at(place, section).items():

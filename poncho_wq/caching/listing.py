@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poncho_wq import inuse
 from poncho_wq.cache import ENTRY_NAME, USED_NAME, Cache, is_hash
+from poncho_wq.caching import inuse
 from poncho_wq.scratch import disk_error
 
 _GENERATION = re.compile(r"[0-9a-f]{16}\Z")

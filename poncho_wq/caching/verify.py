@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from poncho_wq import inuse
 from poncho_wq.cache import ENTRY_NAME, Cache
-from poncho_wq.cache_admin import remove
-from poncho_wq.cache_listing import Listed
+from poncho_wq.caching import inuse
+from poncho_wq.caching.admin import remove
+from poncho_wq.caching.listing import Listed
 from poncho_wq.errors import CorruptTarball
 from poncho_wq.manifest import end_member, read_manifest
 from poncho_wq.progress import OnProgress, Progress, silent

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from poncho_wq import tarfragment
-from poncho_wq.bytecode import Slice
 from poncho_wq.errors import PackError
 from poncho_wq.manifest import GZIP_HEADER
+from poncho_wq.packing import tarfragment
+from poncho_wq.packing.bytecode import Slice
 from poncho_wq.scratch import disk_error, work_directory
 
 # Changes whenever the same entries would give other bytes: what old recipes say is then not used.

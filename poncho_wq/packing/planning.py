@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from poncho_wq.errors import PackError
-from poncho_wq.layers import Entry, OnDisk
 from poncho_wq.manifest import is_inside
-from poncho_wq.shipped_bytecode import is_bytecode
+from poncho_wq.packing.layers import Entry, OnDisk
+from poncho_wq.packing.shipped_bytecode import is_bytecode
 
 if TYPE_CHECKING:
     from poncho_wq.build import FileGroup, Prefix

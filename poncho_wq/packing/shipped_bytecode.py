@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poncho_wq.layers import Entry, OnDisk, WithHead
+from poncho_wq.packing.layers import Entry, OnDisk, WithHead
 
 if TYPE_CHECKING:
-    from poncho_wq.planning import Plan
+    from poncho_wq.packing.planning import Plan
 
 # What the .pyc files of each release begin with (Lib/importlib/_bootstrap_external.py); fixed once a release is out.
 _MAGIC = {"3.7": 3394, "3.8": 3413, "3.9": 3425, "3.10": 3439, "3.11": 3495, "3.12": 3531, "3.13": 3571, "3.14": 3627}
