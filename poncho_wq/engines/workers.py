@@ -1,4 +1,4 @@
-"""Workers on this machine: real ``work_queue_worker`` processes, started and always ended by us."""
+"""Workers on this machine: real worker processes of Work Queue or TaskVine, started and always ended by us."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from poncho_wq.errors import EngineNotInstalled
+from poncho_wq.errors import EngineError, EngineNotInstalled
+
+WORK_QUEUE, TASKVINE = "work_queue_worker", "vine_worker"
+_ADVICE = {
+    WORK_QUEUE: "install Debian's coop-computing-tools (apt-get), or conda's ndcctools "
+    "(conda install -c conda-forge ndcctools)",
+    TASKVINE: "conda install -c conda-forge ndcctools   (TaskVine is on no other package index)",
+}
 
 # A worker whose manager has gone leaves by itself after this many seconds, should we not live to end it.
-IDLE_SECONDS = 60
+ORPHAN_SECONDS = 60
+# One whose manager is there waits for work: a program may well think for an hour between two tasks.
+IDLE_SECONDS = 24 * 3600
 # What a worker gets to finish its own clean-up after SIGTERM, before SIGKILL.
 GRACE_SECONDS = 5
 
@@ -25,8 +34,9 @@ class LocalWorkers:
 
     A context manager.  Each worker has a work directory of its own below ``directory`` (default: a temporary one),
     which is removed with it.  ``environ`` is the workers' whole environment (default: this process's own).
+    ``program``: ``WORK_QUEUE`` or ``TASKVINE``.  ``features`` are what they offer to tasks that ask for them.
 
-    Raises ``EngineNotInstalled`` when ``work_queue_worker`` is not on PATH.
+    Raises ``EngineNotInstalled`` when the program is not on PATH.
     """
 
     def __init__(
@@ -38,16 +48,15 @@ class LocalWorkers:
         directory: str | os.PathLike[str] | None = None,
         environ: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        program: str = WORK_QUEUE,
+        features: Sequence[str] = (),
     ) -> None:
-        program = shutil.which("work_queue_worker")
-        if program is None:
-            raise EngineNotInstalled(
-                "work_queue_worker is not on PATH",
-                advice="install Debian's coop-computing-tools (apt-get), or conda's ndcctools "
-                "(conda install -c conda-forge ndcctools)",
-            )
+        found = shutil.which(program)
+        if found is None:
+            raise EngineNotInstalled(f"{program} is not on PATH", advice=_ADVICE.get(program))
         self.port = port
-        self._program = program
+        self._program = found
+        self._features = tuple(f"--feature={feature}" for feature in features)
         self._count = count
         self._cores = cores
         self._options = tuple(options)
@@ -57,7 +66,13 @@ class LocalWorkers:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> LocalWorkers:
-        self._root = Path(tempfile.mkdtemp(prefix="poncho-workers-", dir=self._parent))
+        self._root = Path(tempfile.mkdtemp(prefix="poncho-workers-", dir=self._parent)).resolve()
+        if " " in str(self._root) and Path(self._program).name == TASKVINE:
+            self._root.rmdir()
+            raise EngineError(
+                f"{self._root}: TaskVine's worker cannot use a directory with a blank in its name",
+                advice="set TMPDIR, or give another directory",
+            )
         try:
             for _ in range(self._count):
                 self.start_one()
@@ -72,13 +87,15 @@ class LocalWorkers:
             raise RuntimeError("LocalWorkers is used outside its with block")
         # Two workers in one directory would share what they unpack, and one's end would empty the other's.
         home = Path(tempfile.mkdtemp(prefix="worker-", dir=self._root))
-        with (home / "log").open("wb") as log:
+        # The log beside it: TaskVine's worker removes its directory with all that is in it.
+        with home.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
                 [
-                    self._program, "-s", str(home), "--cores", str(self._cores), "-t", str(IDLE_SECONDS),
-                    *self._options, "127.0.0.1", str(self.port),
+                    self._program, "-s", str(home), "--cores", str(self._cores),
+                    f"--idle-timeout={IDLE_SECONDS}", f"--connect-timeout={ORPHAN_SECONDS}",
+                    *self._features, *self._options, "127.0.0.1", str(self.port),
                 ],
-                env=self._environ, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=self._environ, cwd=self._root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)

@@ -1,0 +1,275 @@
+"""One way to open any engine, and one face for it: a manager with its own workers, ended when the block ends.
+
+``with open_engine("work_queue", workers=2) as engine: engine.submit(engine.PonchoTask(f, x)); engine.wait(5)``.  For
+programs of ours that own the loop (the executor, batches); a user's own program talks to the engine's own classes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
+from poncho_wq.errors import EngineError
+
+__all__ = ["KINDS", "Capacity", "Engine", "Needs", "open_engine"]
+
+KINDS = ("work_queue", "taskvine", "local")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What is connected now: workers, their cores, memory and disk (MB), GPUs.  Zero where the engine cannot tell."""
+
+    workers: int
+    cores: int
+    memory: int = 0
+    disk: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a task asks of its worker: cores, memory and disk (MB), GPUs, features that the worker must offer.
+
+    None leaves it to the engine, to which a task that names none of cores, memory and disk takes a whole worker.
+    ``retries``: how often it may start anew after its worker was lost; None for ever.
+    """
+
+    cores: int | None = 1
+    memory: int | None = None
+    disk: int | None = None
+    gpus: int | None = None
+    features: tuple[str, ...] = ()
+    retries: int | None = None
+    priority: float | None = None
+
+
+class Engine(Protocol):
+    """An opened engine.  Not for several threads: the engines' bindings are not.
+
+    ``queue`` is the engine's own manager object, ``PonchoTask`` the class of its tasks, ``workers`` those that were
+    started with it, None for none.
+    """
+
+    kind: str
+    queue: Any
+    workers: LocalWorkers | None
+
+    @property
+    def PonchoTask(self) -> Any: ...
+
+    def submit(self, task: Any) -> int:
+        """Prepare the task's environment, queue it, and return its id.  Raises as the engine's own ``submit`` does."""
+
+    def wait(self, seconds: float) -> Any:
+        """The next task that is done, or None after about ``seconds``; whole seconds to most engines, so at least 1.
+
+        A task that was cancelled never comes.
+        """
+
+    def cancel(self, task: Any) -> None:
+        """End a task, wherever it is.  One that is not here is no error."""
+
+    def need(self, task: Any, needs: Needs) -> None:
+        """Tell a task, before it is submitted, what it asks of its worker."""
+
+    def capacity(self) -> Capacity:
+        """What is connected now, as known since the last ``wait``."""
+
+
+@contextmanager
+def open_engine(
+    kind: str = "work_queue",
+    *,
+    port: int = 0,
+    name: str | None = None,
+    workers: int = 0,
+    cores: int = 1,
+    features: Sequence[str] = (),
+    directory: str | os.PathLike[str] | None = None,
+) -> Iterator[Engine]:
+    """A manager on ``port`` (0: any that is free) and ``workers`` local workers of ``cores`` cores each.
+
+    ``name`` is the project name that the manager tells the catalog.  ``features`` are what the workers offer.
+    ``directory`` holds what workers and manager write (default: a temporary one); only TaskVine's logs stay there.
+    The embedded engine ``"local"`` is one worker with the cores of all.
+
+    Raises ``EngineError`` for an unknown kind, ``EngineNotInstalled``.  Everything that was started ends with the
+    block, and so do tasks that are still there.
+    """
+    if kind not in KINDS:
+        raise EngineError(f"there is no engine {kind!r}", advice=f"choose one of {', '.join(KINDS)}")
+    if workers < 0 or cores < 1:
+        raise EngineError(f"{workers} workers of {cores} cores cannot be started")
+    with ExitStack() as stack:
+        if kind == "local":
+            yield stack.enter_context(_open_local(max(1, workers), cores, tuple(features), directory))
+            return
+        opened = _open_work_queue if kind == "work_queue" else _open_taskvine
+        engine = stack.enter_context(opened(port, name, directory))
+        if workers:
+            # Before the manager ends: workers that lose it would look for it until they are ended.
+            engine.workers = stack.enter_context(
+                LocalWorkers(
+                    engine.queue.port,
+                    count=workers,
+                    cores=cores,
+                    directory=directory,
+                    program=WORK_QUEUE if kind == "work_queue" else TASKVINE,
+                    features=features,
+                )
+            )
+        yield engine
+
+
+class _Managed:
+    """What engines with a manager process have in common.  ``kind`` says whose names their tasks' methods have."""
+
+    workers: LocalWorkers | None = None
+
+    def __init__(self, kind: str, queue: Any, task_class: Any, cancel: Callable[[int], Any]) -> None:
+        self.kind = kind
+        self.queue = queue
+        self.PonchoTask = task_class
+        self._cancel = cancel
+        self._here: dict[int, Any] = {}
+
+    def submit(self, task: Any) -> int:
+        number = int(self.queue.submit(task))
+        self._here[number] = task
+        return number
+
+    def wait(self, seconds: float) -> Any:
+        until = time.monotonic() + seconds
+        while True:
+            # Both count in whole seconds of the clock; Work Queue does nothing at all in a wait of 0.
+            task = self.queue.wait(max(1, ceil(until - time.monotonic())))
+            if task is None:
+                return None
+            # TaskVine gives back what was cancelled.
+            if self._here.pop(task.id, None) is not None:
+                return task
+            if time.monotonic() >= until:
+                return None
+
+    def cancel(self, task: Any) -> None:
+        if self._here.pop(task.id, None) is not None:
+            self._cancel(task.id)
+
+    def need(self, task: Any, needs: Needs) -> None:
+        verb = "set_" if self.kind == "taskvine" else "specify_"
+        for what in ("cores", "memory", "disk", "gpus", "priority"):
+            value = getattr(needs, what)
+            if value is not None:
+                getattr(task, verb + what)(value)
+        for feature in needs.features:
+            (task.add_feature if self.kind == "taskvine" else task.specify_feature)(feature)
+        if needs.retries is not None:
+            # To both, 0 means without limit, and what counts are the tries; so no retry at all cannot be had.
+            (task.set_retries if self.kind == "taskvine" else task.specify_max_retries)(max(1, needs.retries))
+
+    def capacity(self) -> Capacity:
+        if self.kind == "taskvine" and hasattr(self.queue, "_refresh_stats"):
+            # Today's TaskVine shows figures that may be five seconds old.
+            self.queue._refresh_stats()
+        stats = self.queue.stats
+        return Capacity(
+            workers=stats.workers_connected, cores=max(0, stats.total_cores), memory=max(0, stats.total_memory),
+            disk=max(0, stats.total_disk), gpus=max(0, stats.total_gpus),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for number in list(self._here):
+            self._cancel(number)
+        self._here.clear()
+        # The manager ends when nobody refers to it.
+        del self.queue, self._cancel
+
+
+@contextmanager
+def _open_work_queue(port: int, name: str | None, directory: str | os.PathLike[str] | None) -> Iterator[_Managed]:
+    from poncho_wq.engines.work_queue import PonchoTask, WorkQueue
+
+    manager = WorkQueue(port, name=name)
+    engine = _Managed("work_queue", manager, PonchoTask, manager.cancel_by_taskid)
+    del manager
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _open_taskvine(port: int, name: str | None, directory: str | os.PathLike[str] | None) -> Iterator[_Managed]:
+    from poncho_wq.engines.taskvine import Manager, PonchoTask
+
+    # TaskVine writes its logs and what passes through it into the current directory unless told otherwise.
+    place = Path(tempfile.mkdtemp(prefix="poncho-vine-")) if directory is None else Path(directory, "vine-run-info")
+    try:
+        with Manager(port=port, name=name, run_info_path=str(place)) as manager:
+            engine = _Managed("taskvine", manager, PonchoTask, manager.cancel_by_task_id)
+            try:
+                yield engine
+            finally:
+                engine.close()
+    finally:
+        if directory is None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+class _Local:
+    """The embedded engine.  Its one worker is this machine; what features that is said to offer was declared."""
+
+    kind = "local"
+    workers: LocalWorkers | None = None
+
+    def __init__(self, queue: Any, features: tuple[str, ...]) -> None:
+        from poncho_wq.engines.work_queue import PonchoTask
+
+        self.queue = queue
+        self.PonchoTask = PonchoTask
+        self._features = frozenset(features)
+
+    def submit(self, task: Any) -> int:
+        return int(self.queue.submit(task))
+
+    def wait(self, seconds: float) -> Any:
+        return self.queue.wait(max(0.0, seconds))
+
+    def cancel(self, task: Any) -> None:
+        self.queue.cancel_by_taskid(task.id)
+
+    def need(self, task: Any, needs: Needs) -> None:
+        for feature in needs.features:
+            if feature not in self._features:
+                raise EngineError(
+                    f"the task asks for the feature {feature!r}, which was not declared: it would wait for ever",
+                    advice=f"open the engine with features=({feature!r},) if this machine has it",
+                )
+        _Managed.need(self, task, needs)  # type: ignore[arg-type] # the same task class as Work Queue's
+
+    def capacity(self) -> Capacity:
+        return Capacity(workers=1, cores=self.queue.cores)
+
+
+@contextmanager
+def _open_local(
+    workers: int, cores: int, features: tuple[str, ...], directory: str | os.PathLike[str] | None
+) -> Iterator[Engine]:
+    from poncho_wq.engines.local import LocalQueue
+
+    engine = _Local(LocalQueue(cores=workers * cores, workdir=directory), features)
+    try:
+        yield engine
+    finally:
+        engine.queue.close()
+        del engine.queue
