@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "AnalysisError",
+    "BatchError",
     "BuildError",
     "CacheError",
     "CorruptTarball",
@@ -123,6 +124,16 @@ class SpecError(PonchoError):
 
     def _headline(self) -> str:
         return ": ".join(part for part in (self.source, self.path, self.message) if part)
+
+
+class BatchError(SpecError):
+    """Everything that is wrong with the description of a batch, together: ``problems``, each with its place."""
+
+    problems: tuple[SpecError, ...]
+
+    def __init__(self, problems: Iterable[SpecError]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class AnalysisError(PonchoError):

@@ -43,7 +43,7 @@ else:
 __all__ = ["FunctionCall", "Manager", "PonchoTask", "declare_environment"]
 
 # What TaskVine says of a task that did not come to its own end.
-_REASONS = {
+REASONS = {
     "cancelled": "it was cancelled",
     "fixed location missing": "no worker had a file that it must run beside",
     "forsaken": "it was lost with its worker, or never started, as often as set_max_forsaken allows",
@@ -268,5 +268,5 @@ def _is_done(task: Any) -> bool:
 
 def _ending_of(task: Any) -> Ending:
     return Ending(
-        status=task.exit_code, said=task.std_output or "", host=task.hostname or None, reason=_REASONS.get(task.result)
+        status=task.exit_code, said=task.std_output or "", host=task.hostname or None, reason=REASONS.get(task.result)
     )

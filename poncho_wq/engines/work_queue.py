@@ -104,7 +104,7 @@ _HandedOn: Any = type("_HandedOn", (_Base,), _handed_on(_Base))
 
 
 # Work Queue's result codes above the low bits, in words.
-_REASONS = {
+REASONS = {
     stand_in.INPUT_MISSING: "an input file is missing or could not be sent",
     1 << 3: "it was ended by a signal",
     2 << 3: "it used more than the resources it was given",
@@ -344,7 +344,7 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
                 said=self.std_output or "",
                 host=struct.hostname or None,
                 signal=self._signal,
-                reason=_REASONS.get(struct.result & ~0b110),
+                reason=REASONS.get(struct.result & ~0b110),
             )
             self._verdict = run, judge(self._job.outcome(), ending)
         return self._verdict[1]
