@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import Row, Unavailable, paired, seconds
-from poncho_wq.build import Prefix
+from poncho_wq.build import Prefix, conda_pip
 from poncho_wq.build.conda import CondaBuilder
 from poncho_wq.build.uv import Uv, find_uv
 from poncho_wq.cache import Cache
@@ -150,9 +150,23 @@ def _linking(bench: Bench) -> Iterator[Row]:
         pairs=7, unit="s", peer_name="py-rattler by hand", target="<= 1.1",
     )  # fmt: skip
     _, lock = bench.build(bench.with_pip)
+
+    def solve_link_and_add() -> None:
+        solved, prefix = bench.builder.lock(bench.spec, _quiet), bench.fresh()
+        bench.builder.link(solved.conda, prefix, _quiet)
+        conda_pip.add(bench.builder._uv(), bench.with_pip, lock, prefix)
+
+    def by_hand() -> float:
+        return seconds(lambda: bench.by_hand(pip=True))
+
+    yield paired(
+        "conda: solve, link, and a pip part by uv",
+        lambda: seconds(solve_link_and_add), by_hand,
+        pairs=7, unit="s", peer_name="py-rattler and uv by hand", target="<= 1.1",
+    )  # fmt: skip
     yield paired(
         "conda: locked, with a pip part, to a prefix",
-        lambda: seconds(lambda: bench.build(bench.with_pip, lock)), lambda: seconds(lambda: bench.by_hand(pip=True)),
+        lambda: seconds(lambda: bench.build(bench.with_pip, lock)), by_hand,
         pairs=5, unit="s", peer_name="py-rattler and uv by hand", note="ours also makes it portable",
     )  # fmt: skip
 

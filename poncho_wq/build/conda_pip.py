@@ -90,7 +90,7 @@ def lock(uv: PrefixUv, spec: EnvSpec, prefix: Path, *, work: Path, platform: str
 def install(
     uv: PrefixUv, spec: EnvSpec, lock: Lock, prefix: Path, *, owned: Mapping[str, str], on_progress: OnProgress
 ) -> list[FileGroup]:
-    """Install the locked packages of the index into the linked ``prefix``; returns their files.
+    """Install the locked packages of the index into the linked ``prefix``, made portable; returns their files.
 
     ``owned`` is path → conda package.  Raises ``BuildError`` when a file of one would be replaced.
     """
@@ -98,6 +98,18 @@ def install(
     before = set(site_packages.glob("*.dist-info"))
     count = len(lock.packages)
     on_progress(Progress(stage="install", detail="packages of the index", done=0, total=count, unit="packages"))
+    add(uv, spec, lock, prefix)
+    added = sorted(set(site_packages.glob("*.dist-info")) - before)
+    new = [Distribution(info, prefix) for info in added if (info / "RECORD").is_file()]
+    _check_untouched(new, owned)
+    private = [uv.cache, prefix, Path(tempfile.gettempdir())]
+    settle_distributions(Interpreter.of(prefix / "bin" / "python"), prefix, new, os.environ, private=private)
+    on_progress(Progress(stage="install", detail="packages of the index", done=count, total=count, unit="packages"))
+    return [FileGroup(name=each.name, version=each.version, kind="pip", files=tuple(each.files)) for each in new]
+
+
+def add(uv: PrefixUv, spec: EnvSpec, lock: Lock, prefix: Path) -> None:
+    """Have uv install the locked packages of the index into the linked ``prefix``, as it leaves them."""
     work = Path(tempfile.mkdtemp(prefix="poncho-uv-"))
     try:
         uv.install(
@@ -112,13 +124,6 @@ def install(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     (prefix / ".lock").unlink(missing_ok=True)  # uv's
-    added = sorted(set(site_packages.glob("*.dist-info")) - before)
-    new = [Distribution(info, prefix) for info in added if (info / "RECORD").is_file()]
-    _check_untouched(new, owned)
-    private = [uv.cache, prefix, Path(tempfile.gettempdir())]
-    settle_distributions(Interpreter.of(prefix / "bin" / "python"), prefix, new, os.environ, private=private)
-    on_progress(Progress(stage="install", detail="packages of the index", done=count, total=count, unit="packages"))
-    return [FileGroup(name=each.name, version=each.version, kind="pip", files=tuple(each.files)) for each in new]
 
 
 def _check_untouched(new: Sequence[Distribution], owned: Mapping[str, str]) -> None:

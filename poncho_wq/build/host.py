@@ -188,12 +188,14 @@ def _normal(name: str) -> str:
 def list_files(prefix: Path) -> list[str]:
     """Everything in ``prefix``, relative to it and sorted: files, symbolic links, empty directories with a ``/``."""
     found = []
-    for directory, subdirectories, files in os.walk(prefix):
-        here = os.path.relpath(directory, prefix)
+    root = os.fspath(prefix)
+    for directory, subdirectories, files in os.walk(root):
+        here = directory[len(root) :].lstrip("/")
+        base = f"{here}/" if here else ""
         links = [name for name in subdirectories if os.path.islink(os.path.join(directory, name))]
-        found += [os.path.normpath(os.path.join(here, name)) for name in (*files, *links)]
-        if not files and not subdirectories and here != ".":
-            found.append(f"{here}/")
+        found += [base + name for name in (*files, *links)]
+        if not files and not subdirectories and here:
+            found.append(base)
     return sorted(found)
 
 

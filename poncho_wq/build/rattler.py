@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -148,7 +149,7 @@ class Conda:
                 installed_packages=[],
                 platform=rattler.Subdir(platform),
                 execute_link_scripts=False,
-                client=self._client(),
+                client=self._client,
                 reporter=reporter,
                 alternative_target_prefix=placeholder,
             )
@@ -164,14 +165,16 @@ class Conda:
                 ) from None
             raise BuildError(f"could not link the conda packages: {redact(text.strip())}", log=text) from None
 
+    @cached_property
     def _client(self) -> rattler.Client:
+        # Made once: it loads the system's certificates, 7 ms.
         return rattler.Client.from_config(_configuration())
 
     def _gateway(self) -> rattler.Gateway:
         if self.offline:
             only = rattler.SourceConfig(cache_action="force-cache-only")
-            return rattler.Gateway(cache_dir=self._indexes, default_config=only, client=self._client())
-        return rattler.Gateway.from_config(_configuration(), cache_dir=self._indexes, client=self._client())
+            return rattler.Gateway(cache_dir=self._indexes, default_config=only, client=self._client)
+        return rattler.Gateway.from_config(_configuration(), cache_dir=self._indexes, client=self._client)
 
 
 def _configuration() -> rattler.Config:
