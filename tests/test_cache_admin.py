@@ -795,3 +795,15 @@ def test_what_the_cache_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found["environments"].size >= 10_000
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv/wheels"))
     assert {area.name: area.files for area in areas(Cache(tmp_path))}["uv"] == 2
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["by rm", "without rm"])
+def test_many_are_removed_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool) -> None:
+    for spec_hash in (A, B, C):
+        put(tmp_path, spec_hash)
+    monkeypatch.setattr(cache_admin, "_MANY", 2)
+    if missing:
+        monkeypatch.setattr(cache_admin.shutil, "which", lambda name: None)
+    assert len(collect(Cache(tmp_path), max_size=0).evicted) == 3
+    assert here(tmp_path) == set()
+    assert [path.name for path in (tmp_path / "v1/tmp").iterdir()] in ([], [".lock"])

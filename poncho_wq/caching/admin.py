@@ -23,6 +23,8 @@ import json
 import os
 import re
 import secrets
+import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +41,7 @@ from poncho_wq.scratch import DEAD, disk_error, sweep
 SIZE_VARIABLE = "PONCHO_CACHE_SIZE"
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*\Z", re.IGNORECASE)
+_MANY = 1000
 _LAYER = re.compile(r"([0-9a-f]{64})\.gz\Z")
 
 
@@ -118,8 +121,9 @@ def collect(
     evicted: list[Listed] = []
     kept: list[Listed] = []
     superseded = freed = 0
-    with inuse.Claims(cache.home, writable=not dry_run) as claims:
-        remover = _Remover(cache.home, claims, now, dry_run=dry_run)
+    with contextlib.ExitStack() as stack:
+        claims = stack.enter_context(inuse.Claims(cache.home, writable=not dry_run))
+        remover = stack.enter_context(_Remover(cache.home, claims, now, dry_run=dry_run))
         entries = scan_with(cache, claims)
         books = _Books(entries, _layer_sizes(cache.home))
         for entry in entries:
@@ -153,9 +157,9 @@ def remove(cache: Cache, entries: Iterable[Listed]) -> tuple[list[Listed], list[
     stay: list[Listed] = []
     if not cache.exists():
         return gone, stay
-    with inuse.Claims(cache.home) as claims:
-        # Asked for by name: on a file system without locks the user knows best.
-        remover = _Remover(cache.home, claims, float("inf"), dry_run=False)
+    # Asked for by name: on a file system without locks the user knows best.
+    anyway = float("inf")
+    with inuse.Claims(cache.home) as claims, _Remover(cache.home, claims, anyway, dry_run=False) as remover:
         for entry in entries:
             (gone if remover.remove_entry(entry) else stay).append(entry)
         books = _Books(scan_with(cache, claims), _layer_sizes(cache.home))
@@ -200,6 +204,7 @@ class _Remover:
     """Removes one thing after another, each with its locks held; says no where something is in use.
 
     ``now`` is for file systems without locks, where the last use must have been ``inuse.GRACE`` seconds before it.
+    What is removed is out of sight at once, and off the disk when the ``with`` block has ended.
     """
 
     def __init__(self, home: Path, claims: inuse.Claims, now: float, *, dry_run: bool) -> None:
@@ -207,6 +212,29 @@ class _Remover:
         self._claims = claims
         self._now = now
         self._dry_run = dry_run
+        self._doomed: list[str] = []
+        self._at_work: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> _Remover:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self._doomed:
+            _remove_tree(path)
+        for process in self._at_work:
+            process.wait()
+
+    def _dispose(self, path: str) -> None:
+        """Have a directory removed that is out of sight: a few by ourselves, many by ``rm``, while we go on choosing.
+
+        Removing 10,000 takes ``rm`` half of the time that it takes Python, and that on another core.
+        """
+        if path:
+            self._doomed.append(path)
+        if len(self._doomed) >= _MANY and (program := shutil.which("rm")):
+            # What it cannot remove is left for the next sweep, as everything here.
+            self._at_work.append(subprocess.Popen([program, "-rf", "--", *self._doomed], stderr=subprocess.DEVNULL))
+            self._doomed = []
 
     def remove_entry(self, entry: Listed) -> bool:
         """Whether it is gone."""
@@ -220,7 +248,7 @@ class _Remover:
                 if not unused:
                     return False
                 doomed = self._out_of_sight(path)
-        _remove_tree(doomed)
+        self._dispose(doomed)
         return True
 
     def remove_superseded(self, entry: Listed) -> tuple[int, int]:
@@ -233,7 +261,7 @@ class _Remover:
                     continue
                 bytes_ = size_of(f"{path}/{name}")
                 doomed = self._out_of_sight(f"{path}/{name}")
-            _remove_tree(doomed)
+            self._dispose(doomed)
             count, size = count + 1, size + bytes_
         return count, size
 
