@@ -200,13 +200,9 @@ class Journal:
         Raises ``EngineError`` when another batch has that folder.
         """
         now = time.time() if now is None else now
-        folder = folder or "/".join(filter(None, (batch.namespace, batch.name)))
+        folder = folder or folder_of(batch)
         with self.together():
-            if self._db.execute("SELECT 1 FROM batch WHERE folder = ?", (folder,)).fetchone():
-                raise EngineError(
-                    f"there is a batch {folder} in {self.spool.save} already",
-                    advice="give this one another name, go on with that one (--resume), or use another --save-dir",
-                )
+            self.refuse_taken(batch, folder)
             number = self._db.execute(
                 "INSERT INTO batch(namespace, name, folder, front_end, source, document, created) "
                 "VALUES(?,?,?,?,?,?,?)",
@@ -219,6 +215,15 @@ class Journal:
                 [(number, n, job.name, State.WAITING.value, now) for n, job in enumerate(batch.jobs)],
             )
         return number
+
+    def refuse_taken(self, batch: Batch, folder: str | None = None) -> None:
+        """Raise ``EngineError`` when another batch has this one's folder."""
+        folder = folder or folder_of(batch)
+        if self._db.execute("SELECT 1 FROM batch WHERE folder = ?", (folder,)).fetchone():
+            raise EngineError(
+                f"there is a batch {folder} in {self.spool.save} already",
+                advice="give this one another name, go on with that one (--resume), or use another --save-dir",
+            )
 
     def batches(self) -> list[BatchRecord]:
         """All of them, oldest first."""
@@ -420,6 +425,11 @@ class Journal:
                     f"{self.spool.journal}: of another version of poncho_wq (format {version}, ours {_VERSION})",
                     advice="use that version, or another --save-dir",
                 )
+
+
+def folder_of(batch: Batch) -> str:
+    """Where below SAVE the results of a batch go: ``NAMESPACE/NAME``."""
+    return "/".join(filter(None, (batch.namespace, batch.name)))
 
 
 def _value(value: Any) -> Any:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from poncho_wq.batch.journal import BatchRecord, JobRecord, Journal, Request
-from poncho_wq.batch.model import Batch, Job, Notification, State
+from poncho_wq.batch.model import STALLED, Batch, Job, Notification, State
 from poncho_wq.batch.outcome import Outcome, lost, read
 from poncho_wq.batch.publish import publish, published, sweep
 from poncho_wq.batch.scheduler import Decision, Node, Scheduler
 from poncho_wq.batch.started import has_started, how_it_ended
-from poncho_wq.batch.tasks import Companion, Submission, make_task
+from poncho_wq.batch.tasks import Companion, Submission, Unplaceable, make_task
 from poncho_wq.engines.opened import Capacity, Engine
 from poncho_wq.errors import EngineError, LockTimeout, PonchoError
 from poncho_wq.scratch import held
@@ -120,8 +120,11 @@ class Manager:
     def capacity(self) -> Capacity:
         return self.engine.capacity()
 
-    def adopt(self, number: int, *, rerun: bool = False, on_wait: Callable[[str], None] = lambda job: None) -> None:
-        """Run the batch of that id from where it is; with ``rerun`` also what did not complete, and what depends on it.
+    def adopt(
+        self, number: int, *, rerun: bool | Iterable[int] = False, on_wait: Callable[[str], None] = lambda job: None
+    ) -> None:
+        """Run the batch of that id from where it is; with ``rerun`` also what did not complete, and what depends on it
+        (True), or these jobs of that.
 
         ``on_wait(job)`` is called when a job still runs on this machine that a manager left behind when it was killed.
         Raises ``EngineError`` when somebody else runs it, or such a job does not end.
@@ -155,7 +158,7 @@ class Manager:
             self._scheduler.add(_node(each.id, job, by_name), now, state=_restored(each.state), tries=each.tries)
         held_batch.left = sum(not self._scheduler.state(key).final for key in held_batch.jobs)
         if rerun:
-            self._rerun(held_batch, held_batch.jobs)
+            self._rerun(held_batch, held_batch.jobs if rerun is True else rerun)
         with self.journal.together():
             self._write(self._scheduler.news())
         self._tell()
@@ -240,6 +243,8 @@ class Manager:
         reason = decision.reason
         if decision.cause is not None:
             reason = f"{held_batch.jobs[decision.cause].name} did not complete"
+        elif reason == STALLED:
+            reason = f"{STALLED}: no worker has {_wanted(held_batch.jobs[decision.key])}"
         self.journal.set_job(decision.key, state=decision.state, reason=reason, ended=now)
         held_batch.left -= 1
 
@@ -257,6 +262,8 @@ class Manager:
             self._tasks[key] = task
             self._keys[id(task)] = key
             self.engine.submit(task)
+        except Unplaceable:
+            pass  # it stays submitted, to nobody, until the stall limit: as with engines that cannot tell
         except PonchoError as error:
             self._drop(key)
             self._end(key, lost(None, str(error), why=error.message), None)
@@ -404,6 +411,16 @@ def _node(key: int, job: Job, by_name: Mapping[str, int]) -> Node:
         shape=(needs.cores, needs.memory, needs.disk, needs.gpus, tuple(sorted(job.features))),
         priority=policies.priority, retries=policies.job_retries, max_queue=policies.max_queue,
     )  # fmt: skip
+
+
+def _wanted(job: Job) -> str:
+    """What a job asks of its worker: ``4 cores, 2000 MB of memory, gfortran``."""
+    needs = job.resources
+    words = [f"{needs.cores} core{'s' if needs.cores > 1 else ''}"]
+    words += [f"{needs.memory} MB of memory"] if needs.memory else []
+    words += [f"{needs.disk} MB of disk"] if needs.disk else []
+    words += [f"{needs.gpus} GPU{'s' if needs.gpus > 1 else ''}"] if needs.gpus else []
+    return ", ".join((*words, *job.features))
 
 
 def _restored(state: State) -> State:

@@ -1,8 +1,8 @@
 """Which job next: decisions only.  No engine, no files, no clock of its own; time is what the caller says.
 
-The caller adds jobs, asks ``decide(capacity, now)`` again and again, carries out the ``Decision``s that it returns, and tells
-what happened: ``started``, ``ended``, ``kill``, ``rerun``.  Every call takes time in proportion to what it changes, not
-to how many jobs there are.
+The caller adds jobs, asks ``decide(capacity, now)`` again and again, carries out each ``Decision`` that it returns, and
+tells what happened: ``started``, ``ended``, ``kill``, ``rerun``.  Every call takes time in proportion to what it
+changes, not to how many jobs there are.
 
 Only about twice as many jobs as the workers have cores are submitted at a time (``depth``), by priority, then by age.
 Jobs that ask the same of a worker are of one *shape*.  When workers could take another job of a shape, as far as cores

@@ -61,7 +61,9 @@ class Spool:
                 shutil.copymode(path, partial)
                 # Two modes are two files: a program without its x bit would not run.
                 name = digest.hexdigest() + ("x" if os.access(path, os.X_OK) else "")
-                partial.replace(self.own / "files" / name)
+                # One that is there stays: engines may have it open, or know its inode.
+                if not (self.own / "files" / name).exists():
+                    partial.replace(self.own / "files" / name)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:

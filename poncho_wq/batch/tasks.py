@@ -111,16 +111,34 @@ def make_task(engine: Engine, spool: Spool, submission: Submission) -> Any:
         task.specify_tag(f"{submission.batch_id}/{submission.job_id}")
     # Held, so that these files stay for as long as the task does.
     task.poncho_batch_files = (described, runner)
-    needs = job.resources
-    features = tuple(feature for feature in job.features)
-    engine.need(
-        task,
-        Needs(
-            cores=needs.cores, memory=needs.memory, disk=needs.disk, gpus=needs.gpus or None, features=features,
-            priority=job.policies.priority or None,
-        ),
-    )  # fmt: skip
+    _place(engine, task, job)
     return task
+
+
+class Unplaceable(EngineError):
+    """No worker of this engine can ever hold the task, and the engine knows."""
+
+
+def _place(engine: Engine, task: Any, job: Job) -> None:
+    """Tell the task what it asks of its worker.  Raises ``Unplaceable``."""
+    needs = job.resources
+    if engine.kind == "local" and needs.cores > engine.capacity().cores:
+        raise Unplaceable(f"{needs.cores} cores are more than this machine was said to have")
+    features = list(job.features)
+    if engine.kind == "local" and needs.gpus and not _has_gpu():
+        features.append("gpu")
+    wanted = Needs(
+        cores=needs.cores, memory=needs.memory, disk=needs.disk, gpus=needs.gpus or None, features=tuple(features),
+        priority=job.policies.priority or None,
+    )  # fmt: skip
+    try:
+        engine.need(task, wanted)
+    except EngineError as error:
+        raise Unplaceable(error.message) from error
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
 class _Files:
