@@ -266,7 +266,7 @@ class Manager:
             pass  # it stays submitted, to nobody, until the stall limit: as with engines that cannot tell
         except PonchoError as error:
             self._drop(key)
-            self._end(key, lost(None, str(error), why=error.message), None)
+            self._end(key, lost(None, str(error), why=str(error).splitlines()[0]), None)
 
     def _cancel(self, key: int) -> None:
         task = self._drop(key)
