@@ -102,6 +102,10 @@ def own_code(function: Any) -> list[Any]:
             found.append(type(function.__self__))
             function = function.__func__
         elif hasattr(function, "func") and hasattr(function, "keywords"):  # functools.partial and its like
+            # The functions that it was made with are what it is about: a user's inside a caller of ours or of Parsl's.
+            for given in getattr(function, "args", ()):
+                if isinstance(given, types.FunctionType):
+                    found.extend(own_code(given))
             function = function.func
         else:
             found.append(function if hasattr(function, "__qualname__") else type(function))

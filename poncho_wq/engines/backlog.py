@@ -102,3 +102,12 @@ class Backlog(Generic[T]):
                 self._engine.cancel(task)
                 gone.append(item)
         return gone
+
+    def forget(self) -> list[T]:
+        """Every item that is left, waiting or submitted, without a word to the engine, which is gone."""
+        left = [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2])] + [
+            item for item, _ in self._submitted.values()
+        ]
+        self._heap.clear()
+        self._submitted.clear()
+        return left

@@ -17,6 +17,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
+from poncho_wq.engines.factory import Factory
+from poncho_wq.engines.released import address_of, released_wait
 from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
 from poncho_wq.errors import EngineError
 
@@ -96,11 +98,13 @@ def open_engine(
     cores: int = 1,
     features: Sequence[str] = (),
     directory: str | os.PathLike[str] | None = None,
+    factory: str | None = None,
 ) -> Iterator[Engine]:
     """A manager on ``port`` (0: any that is free) and ``workers`` local workers of ``cores`` cores each.
 
     ``name`` is the project name that the manager tells the catalog.  ``features`` are what the workers offer.
     ``directory`` holds what workers and manager write (default: a temporary one); only TaskVine's logs stay there.
+    ``factory``: the workers are jobs of this batch system (``slurm``, ``condor``, …) instead of processes here.
     The embedded engine ``"local"`` is one worker with the cores of all.
 
     Raises ``EngineError`` for an unknown kind, ``EngineNotInstalled``.  Everything that was started ends with the
@@ -116,7 +120,14 @@ def open_engine(
             return
         opened = _open_work_queue if kind == "work_queue" else _open_taskvine
         engine = stack.enter_context(opened(port, name, directory))
-        if workers:
+        if workers and factory is not None:
+            stack.enter_context(
+                Factory(
+                    kind, engine.queue.port, factory, count=workers, cores=cores, features=tuple(features),
+                    directory=directory,
+                )
+            )  # fmt: skip
+        elif workers:
             # Before the manager ends: workers that lose it would look for it until they are ended.
             engine.workers = stack.enter_context(
                 LocalWorkers(
@@ -142,17 +153,21 @@ class _Managed:
         self.PonchoTask = task_class
         self._cancel = cancel
         self._here: dict[int, Any] = {}
+        self._released = released_wait(kind, queue)
+        self._addresses: dict[int, Any] = {}
 
     def submit(self, task: Any) -> int:
         number = int(self.queue.submit(task))
         self._here[number] = task
+        struct = task._inner._task if self.kind == "work_queue" else task._task
+        self._addresses[address_of(struct)] = task
         return number
 
     def wait(self, seconds: float) -> Any:
         until = time.monotonic() + seconds
         while True:
             # Both count in whole seconds of the clock; Work Queue does nothing at all in a wait of 0.
-            task = self.queue.wait(max(1, ceil(until - time.monotonic())))
+            task = self._next(max(1, ceil(until - time.monotonic())))
             if task is None:
                 return None
             # TaskVine gives back what was cancelled.
@@ -160,6 +175,18 @@ class _Managed:
                 return task
             if time.monotonic() >= until:
                 return None
+
+    def _next(self, seconds: int) -> Any:
+        """The binding's ``wait``, but other threads run meanwhile."""
+        if self._released is None:
+            return self.queue.wait(seconds)
+        address = self._released(seconds)
+        if not address:
+            return None
+        task = self._addresses.pop(address)
+        # What the binding's own `wait` does, so that it lets go of the task.
+        self.queue._task_table.pop(task.id, None)
+        return task
 
     def cancel(self, task: Any) -> None:
         if self._here.pop(task.id, None) is not None:
@@ -191,6 +218,8 @@ class _Managed:
         for number in list(self._here):
             self._cancel(number)
         self._here.clear()
+        self._addresses.clear()
+        self._released = None
         # The manager ends when nobody refers to it.
         del self.queue, self._cancel
 

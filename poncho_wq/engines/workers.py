@@ -63,6 +63,7 @@ class LocalWorkers:
         self._environ = dict(os.environ if environ is None else environ)
         self._parent = directory
         self._root: Path | None = None
+        self._logs: dict[int, Path] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> LocalWorkers:
@@ -99,7 +100,21 @@ class LocalWorkers:
                 start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)
+        self._logs[process.pid] = home.with_suffix(".log")
         return process
+
+    def replace_dead(self) -> list[str]:
+        """Start a new worker for each that has ended by itself; returns the last lines that each of these wrote."""
+        dead = [process for process in self.processes if process.poll() is not None]
+        said = []
+        for process in dead:
+            self.processes.remove(process)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            log = self._logs.pop(process.pid)
+            said.append(log.read_text(errors="replace")[-1000:].strip() or f"nothing (status {process.returncode})")
+            self.start_one()
+        return said
 
     def stop(self) -> None:
         """End every worker and remove their directories; safe to call twice."""

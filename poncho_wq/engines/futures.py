@@ -1,0 +1,157 @@
+"""``concurrent.futures`` over Work Queue, TaskVine or the embedded engine.
+
+``with Executor(workers=4) as pool: pool.map(f, xs)``.  Every call runs on a worker, in an environment that was worked
+out from its function or given for all.  ``as_completed``, ``wait`` and everything else of the standard library works
+with these futures.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from poncho_wq.chunks import call_each, chunks_of
+from poncho_wq.engines.core import split_arguments
+from poncho_wq.engines.dispatcher import Dispatcher, RemoteFuture, Work
+from poncho_wq.engines.opened import Engine, Needs, open_engine
+
+if TYPE_CHECKING:
+    from poncho_wq.engines.bar import Bar
+    from poncho_wq.prepare import EnvironmentLike
+
+__all__ = ["Executor", "RemoteFuture"]
+
+
+class Executor(futures.Executor):
+    """Calls functions on workers.
+
+    ``engine``: ``"work_queue"``, ``"taskvine"`` or ``"local"``, this machine without any manager.  ``environment``:
+    anything that ``poncho_wq.environment`` takes, for every call; default: analyzed from each function.  ``workers``
+    are started on this machine, with ``cores`` each and offering ``features``; with ``factory`` (``"slurm"``,
+    ``"condor"``, … as ``work_queue_factory -T`` takes it) they are jobs of that batch system instead.  With neither,
+    point workers of your own to ``port``, or to the project ``name``.
+
+    ``needs``: what each call asks of its worker; default: one core, and three tries if workers are lost.  ``progress``
+    shows a bar on the terminal.  ``directory`` is for what workers and manager write (default: a temporary one).
+
+    A call may be cancelled until it is done: its process is ended.  One that raised gives that exception, whose
+    ``__cause__`` shows the traceback on the worker.  Raises ``EngineNotInstalled``, ``EngineError``.
+    """
+
+    def __init__(
+        self,
+        engine: str = "work_queue",
+        *,
+        environment: EnvironmentLike | None = None,
+        workers: int = 0,
+        cores: int = 1,
+        factory: str | None = None,
+        port: int = 0,
+        name: str | None = None,
+        features: Sequence[str] = (),
+        needs: Needs | None = None,
+        progress: bool = False,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._environment = environment
+        self._needs = needs if needs is not None else Needs(cores=1, retries=3)
+        self._bar: Bar | None = None
+        if progress:
+            from poncho_wq.engines.bar import Bar
+
+            self._bar = Bar()
+        opened: Callable[[], AbstractContextManager[Engine]] = partial(
+            open_engine, engine, port=port, name=name, workers=workers, cores=cores, features=features,
+            directory=directory, factory=factory,
+        )  # fmt: skip
+        self._dispatcher = Dispatcher(opened, None if self._bar is None else self._bar.settled)
+        # For those who let go of an executor without a word: what was submitted is still done.
+        weakref.finalize(self, self._dispatcher.stop).atexit = False
+
+    @property
+    def port(self) -> int | None:
+        """Where workers find the manager; None for the embedded engine."""
+        return self._dispatcher.port
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteFuture:
+        """Call ``fn(*args, **kwargs)`` on a worker.
+
+        ``environment=E`` among the keywords is for this call, unless ``fn`` has a parameter of that name.  Function and
+        arguments are pickled when the call's turn comes: change none of them until it is done.
+
+        Raises ``TypeError`` when the function does not take these arguments, ``BrokenExecutor`` when the engine is
+        gone, ``RuntimeError`` after ``shutdown``.  What goes wrong later is told by the future.
+        """
+        given = split_arguments(fn, args, kwargs)
+        return self._put(partial(self._task, fn, args, kwargs, given if given is not None else self._environment))
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Like ``map(fn, *iterables)``, with the results in order; ``chunksize`` items go into one task.
+
+        The items are taken at once.  Raises ``TimeoutError`` ``timeout`` seconds after this call, ``ValueError`` for a
+        ``chunksize`` below 1.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1")
+        until = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        if chunksize == 1:
+            waiting = deque([self.submit(fn, *arguments) for arguments in calls])
+            return _results(waiting, until, lambda value: [value])
+        tasks = [partial(self._chunk, fn, chunk) for chunk in chunks_of(calls, chunksize)]
+        return _results(deque([self._put(make) for make in tasks]), until, lambda values: values)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end when all are done; with ``cancel_futures`` those that run are ended too."""
+        self._dispatcher.stop(cancel=cancel_futures)
+        if wait:
+            self._dispatcher.join()
+            if self._bar is not None:
+                self._bar.close()
+
+    def _put(self, make: Callable[[Engine], Any]) -> RemoteFuture:
+        work = Work(make)
+        self._dispatcher.put(work)
+        if self._bar is not None:
+            self._bar.added()
+        return work.future
+
+    def _task(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], environment: Any, engine: Engine
+    ) -> Any:
+        task = engine.PonchoTask(fn, *args, **kwargs)
+        if environment is not None:
+            task.specify_environment(environment)
+        engine.need(task, self._needs)
+        return task
+
+    def _chunk(self, fn: Callable[..., Any], chunk: list[tuple[Any, ...]], engine: Engine) -> Any:
+        return self._task(partial(call_each, fn), (chunk,), {}, self._environment, engine)
+
+
+def _results(waiting: deque[RemoteFuture], until: float | None, values: Callable[[Any], list[Any]]) -> Iterator[Any]:
+    """The values in order; when nobody wants the rest, it is cancelled."""
+    try:
+        while waiting:
+            # Popped first, so that what was consumed can be freed.
+            future = waiting.popleft()
+            left = None if until is None else until - time.monotonic()
+            try:
+                came = future.result(left)
+            except BaseException:
+                future.cancel()
+                raise
+            del future
+            yield from values(came)
+    finally:
+        for future in waiting:
+            future.cancel()
