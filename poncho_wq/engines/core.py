@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Plan:
 
     ``command``: one shell line.  ``cached``: (local path, remote name) of inputs that all tasks share.  ``inputs``: the
     same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name).
+    ``before``: shell text, empty or ending with "; ", to run outside of the environment before the command.
     """
 
     environment: Environment
@@ -45,6 +46,7 @@ class Plan:
     inputs: tuple[tuple[str, str], ...] = ()
     buffers: tuple[tuple[str, str], ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
+    before: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +80,13 @@ class Job:
     """
 
     __slots__ = (
-        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "command", "function", "plan",
+        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "before", "command", "function",
+        "plan",
     )  # fmt: skip
 
     def __init__(self, work: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.plan: Plan | None = None
+        self.before = ""
         self.command: str | None = None
         self.function: Callable[..., Any] | None = None
         self._reach: Reach | None = None
@@ -130,7 +134,7 @@ class Job:
     def clone(self) -> Job:
         """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
         new = Job.__new__(Job)
-        for name in ("command", "function", "_given", "_reach", "_code"):
+        for name in ("before", "command", "function", "_given", "_reach", "_code"):
             setattr(new, name, getattr(self, name))
         new.plan = None
         if self.plan is not None:
@@ -150,8 +154,8 @@ class Job:
             return self.plan
         means = means or Means(prepared=prepared, attach=attach)
         plan = self._plan_command(means) if self.function is None else self._plan_function(means)
-        self.plan = plan
-        return plan
+        self.plan = replace(plan, before=self.before) if self.before else plan
+        return self.plan
 
     def outcome(self) -> payload.Outcome | None:
         """What the function left, read from the result that came back and then removed; None if there is none."""

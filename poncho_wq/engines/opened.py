@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -84,6 +84,12 @@ class Engine(Protocol):
     def need(self, task: Any, needs: Needs) -> None:
         """Tell a task, before it is submitted, what it asks of its worker."""
 
+    def describe(self, task: Any, *, category: str | None = None, variables: Mapping[str, str] | None = None) -> None:
+        """Give a task a category, and environment variables."""
+
+    def attach(self, task: Any, local: str, remote: str, *, output: bool = False, cache: bool = False) -> None:
+        """Give a task a file of its own: ``local`` here is ``remote`` in its sandbox.  ``cache``: it stays there."""
+
     def capacity(self) -> Capacity:
         """What is connected now, as known since the last ``wait``."""
 
@@ -99,12 +105,14 @@ def open_engine(
     features: Sequence[str] = (),
     directory: str | os.PathLike[str] | None = None,
     factory: str | None = None,
+    setup: Callable[[Any], None] | None = None,
 ) -> Iterator[Engine]:
     """A manager on ``port`` (0: any that is free) and ``workers`` local workers of ``cores`` cores each.
 
     ``name`` is the project name that the manager tells the catalog.  ``features`` are what the workers offer.
     ``directory`` holds what workers and manager write (default: a temporary one); only TaskVine's logs stay there.
     ``factory``: the workers are jobs of this batch system (``slurm``, ``condor``, …) instead of processes here.
+    ``setup(manager)`` is called before any worker can come, for passwords and the like.
     The embedded engine ``"local"`` is one worker with the cores of all.
 
     Raises ``EngineError`` for an unknown kind, ``EngineNotInstalled``.  Everything that was started ends with the
@@ -120,6 +128,8 @@ def open_engine(
             return
         opened = _open_work_queue if kind == "work_queue" else _open_taskvine
         engine = stack.enter_context(opened(port, name, directory))
+        if setup is not None:
+            setup(engine.queue)
         if workers and factory is not None:
             stack.enter_context(
                 Factory(
@@ -204,6 +214,21 @@ class _Managed:
             # To both, 0 means without limit, and what counts are the tries; so no retry at all cannot be had.
             (task.set_retries if self.kind == "taskvine" else task.specify_max_retries)(max(1, needs.retries))
 
+    def describe(self, task: Any, *, category: str | None = None, variables: Mapping[str, str] | None = None) -> None:
+        vine = self.kind == "taskvine"
+        if category is not None:
+            (task.set_category if vine else task.specify_category)(category)
+        for name, value in (variables or {}).items():
+            (task.set_env_var if vine else task.specify_environment_variable)(name, value)
+
+    def attach(self, task: Any, local: str, remote: str, *, output: bool = False, cache: bool = False) -> None:
+        if self.kind == "taskvine":
+            # "True" in TaskVine's words: for as long as this manager runs.
+            file = self.queue.declare_file(local, cache=cache)
+            (task.add_output if output else task.add_input)(file, remote)
+        else:
+            (task.specify_output_file if output else task.specify_input_file)(local, remote, cache=cache)
+
     def capacity(self) -> Capacity:
         if self.kind == "taskvine" and hasattr(self.queue, "_refresh_stats"):
             # Today's TaskVine shows figures that may be five seconds old.
@@ -285,6 +310,12 @@ class _Local:
                     advice=f"open the engine with features=({feature!r},) if this machine has it",
                 )
         _Managed.need(self, task, needs)  # type: ignore[arg-type] # the same task class as Work Queue's
+
+    def describe(self, task: Any, *, category: str | None = None, variables: Mapping[str, str] | None = None) -> None:
+        _Managed.describe(self, task, category=category, variables=variables)  # type: ignore[arg-type]
+
+    def attach(self, task: Any, local: str, remote: str, *, output: bool = False, cache: bool = False) -> None:
+        _Managed.attach(self, task, local, remote, output=output, cache=cache)  # type: ignore[arg-type]
 
     def capacity(self) -> Capacity:
         return Capacity(workers=1, cores=self.queue.cores)

@@ -72,6 +72,9 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
     Raises ``TypeError`` when the function does not take these arguments, ``EngineError`` when they cannot be sent.
     """
 
+    # For TaskVine's `__del__` of a task that could not be made.
+    _task: Any = None
+
     def __init__(self, work: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
         self._files: list[Shared] = []
         self._contexts: list[Any] = []
@@ -135,7 +138,7 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         directory = vine_manager.mounted(self.command)
         for context in self._contexts:
             super().add_execution_context(context)
-        super().set_command(vine_manager.checked(self.command, directory, plan.environment))
+        super().set_command(plan.before + vine_manager.checked(self.command, directory, plan.environment))
         self._submitted = True
 
     def _declare(self, path: str) -> Shared:

@@ -374,7 +374,7 @@ def _attach(task: Any, plan: Plan) -> None:
         _accepted(task.specify_buffer(text, remote, cache=False), remote)
     for local, remote in plan.outputs:
         _accepted(task.specify_output_file(local, remote, cache=False), remote)
-    task.specify_command(plan.command)
+    task.specify_command(plan.before + plan.command)
 
 
 def _accepted(answer: Any, remote: str) -> None:
