@@ -36,8 +36,17 @@ def find_work_queue() -> ModuleType:
     Looks for ``ndcctools.work_queue``, then ``work_queue``, then Debian's files for this minor version of Python.
     Raises ``EngineNotInstalled`` when there is none, saying what was tried and how to get it.
     """
+    return _search(MODULES)
+
+
+def find_other_work_queue() -> ModuleType:
+    """The same without ``ndcctools.work_queue``, for what stands in for that."""
+    return _search(MODULES[1:])
+
+
+def _search(names: tuple[str, ...]) -> ModuleType:
     tried = []
-    for name in MODULES:
+    for name in names:
         try:
             with _no_warnings():
                 return importlib.import_module(name)

@@ -14,11 +14,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from parsl.executors.errors import ExecutorError
 from parsl.executors.status_handling import BlockProviderExecutor
-from parsl.executors.taskvine import TaskVineFactoryConfig, TaskVineManagerConfig
+from parsl.executors.taskvine import TaskVineExecutor, TaskVineFactoryConfig, TaskVineManagerConfig
+from parsl.executors.workqueue.executor import WorkQueueExecutor
 from parsl.monitoring.radios.base import RadioConfig
 from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.providers import CondorProvider, LocalProvider
@@ -57,7 +58,8 @@ class _PonchoExecutor(BlockProviderExecutor):
         storage_access: list[Any] | None,
         remote_monitoring_radio: RadioConfig | None,
     ) -> None:
-        super().__init__(provider=provider, block_error_handler=True)
+        # By name, as below: the classes of Parsl's own executors follow ours for `isinstance` alone.
+        BlockProviderExecutor.__init__(self, provider=provider, block_error_handler=True)
         self.label = label
         self.storage_access = storage_access
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
@@ -74,21 +76,24 @@ class _PonchoExecutor(BlockProviderExecutor):
         self._dispatcher: Dispatcher | None = None
         self.worker_command = ""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label!r}>"
+
     @abstractmethod
     def _open(self) -> Any:
         """A context manager with the engine."""
 
     @abstractmethod
-    def _construct_worker_command(self, port: int | None) -> str:
+    def _join_command(self, port: int | None) -> str:
         """What a block runs."""
 
     # -- as Parsl calls it
 
     def start(self) -> None:
         """Open the manager.  Raises ``EngineNotInstalled``."""
-        super().start()  # type: ignore[no-untyped-call] # Parsl's
+        BlockProviderExecutor.start(self)  # type: ignore[no-untyped-call] # Parsl's
         self._dispatcher = Dispatcher(self._open, self._forget)
-        self.worker_command = self._construct_worker_command(self._dispatcher.port)
+        self.worker_command = self._join_command(self._dispatcher.port)
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
@@ -139,7 +144,7 @@ class _PonchoExecutor(BlockProviderExecutor):
         if self._dispatcher is not None:
             self._dispatcher.stop(cancel=True)
             self._dispatcher.join()
-        super().shutdown()
+        BlockProviderExecutor.shutdown(self)
 
     def outstanding(self) -> int:
         """Cores that the tasks want which are not done; a task that names none has a whole worker."""
@@ -193,7 +198,7 @@ def _local_provider() -> ExecutionProvider:
     return LocalProvider(init_blocks=1)  # type: ignore[no-untyped-call] # Parsl's
 
 
-class PonchoWorkQueueExecutor(_PonchoExecutor):
+class PonchoWorkQueueExecutor(_PonchoExecutor, WorkQueueExecutor):
     """Parsl's ``WorkQueueExecutor``, with every app in an environment made for it.
 
     ``environment``: anything that ``poncho_wq.environment`` takes, for all apps; Parsl itself is added to a description
@@ -279,7 +284,7 @@ class PonchoWorkQueueExecutor(_PonchoExecutor):
         manager.specify_log(os.path.join(logs, "master_log"))
         manager.specify_transactions_log(os.path.join(logs, "transaction_log"))
 
-    def _construct_worker_command(self, port: int | None) -> str:
+    def _join_command(self, port: int | None) -> str:
         words = [self._worker]
         if self._password_file is not None:
             words += ["--password", self._password_file]
@@ -289,7 +294,7 @@ class PonchoWorkQueueExecutor(_PonchoExecutor):
         return " ".join(words)
 
 
-class PonchoTaskVineExecutor(_PonchoExecutor):
+class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
     """Parsl's ``TaskVineExecutor``, with every app in an environment made for it.
 
     ``environment`` as for ``PonchoWorkQueueExecutor``; it takes the place of ``env_pack`` and ``app_pack`` of the
@@ -300,7 +305,7 @@ class PonchoTaskVineExecutor(_PonchoExecutor):
     def __init__(
         self,
         label: str = "PonchoTaskVineExecutor",
-        worker_launch_method: str = "factory",
+        worker_launch_method: Literal["provider", "factory", "manual"] = "factory",
         *,
         environment: EnvironmentLike | None = None,
         function_exec_mode: str = "regular",
@@ -358,7 +363,7 @@ class PonchoTaskVineExecutor(_PonchoExecutor):
         super().start()
         self._stage_to_provider("vine_worker", self.manager_config.project_password_file)
 
-    def _construct_worker_command(self, port: int | None) -> str:
+    def _join_command(self, port: int | None) -> str:
         config, factory = self.manager_config, self.factory_config
         words = [factory.worker_executable]
         if config.project_password_file:

@@ -36,5 +36,5 @@ def htex_launch_cmd(environment: EnvironmentLike, unpack_to: str | os.PathLike[s
     prefix = f'"{place}/poncho-env-{made.identity[:32]}"'
     words = ["sh", shlex.quote(str(wrapper_path())), "-e", shlex.quote(str(made.tarball)), "--id", made.identity]
     before = " ".join([*words, "--unpack-to", prefix, "--", ""])
-    # Parsl fills in its own fields by `format`.
-    return before.replace("{", "{{").replace("}", "}}") + DEFAULT_LAUNCH_CMD
+    # Parsl fills in its own fields by `format`, and a block's number by a second one.
+    return before.replace("{", "{{{{").replace("}", "}}}}") + DEFAULT_LAUNCH_CMD

@@ -2,6 +2,6 @@
 
 import sys
 
-from poncho_wq.engines.binding import find_work_queue
+from poncho_wq.engines.binding import find_other_work_queue
 
-sys.modules[__name__] = find_work_queue()
+sys.modules[__name__] = find_other_work_queue()
