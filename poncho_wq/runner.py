@@ -1,12 +1,12 @@
 """Runs on the worker: loads a function and its arguments, calls it, and leaves what came of it in a file.
 
-    python3 ARCHIVE FUNCTION ARGUMENTS RESULT [CODE [PLACE]]
+    python3 PROGRAM FUNCTION ARGUMENTS RESULT [CODE [PLACE]]
 
-ARCHIVE is the zip that ``poncho_wq.payload`` makes: this file as ``__main__`` and the manager's cloudpickle under the
-private name ``_poncho_cloudpickle``.  FUNCTION is a file; ARGUMENTS either ``@file`` or base64 text; CODE an archive
-(zip) of the user's own modules, which is unpacked in the directory PLACE (default: here) under its own name, once for
-all tasks that name the same place.  The standard library only, Python 3.7 or later: nothing of the manager's is
-installed here.
+PROGRAM is the file that ``poncho_wq.program`` makes: this module as ``__main__`` and the manager's cloudpickle under
+the private name ``_poncho_cloudpickle``.  FUNCTION is a file; ARGUMENTS either ``@file`` or base64 text; CODE an
+archive (zip) of the user's own modules, which is unpacked in the directory PLACE (default: here) under its own name,
+once for all tasks that name the same place.  The standard library only, Python 3.7 or later: nothing of the manager's
+is installed here.
 
 RESULT is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and B
 bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
@@ -18,15 +18,28 @@ bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit st
 
 Why a private name: a pickle made by one version of cloudpickle names that version's inner functions, so it must be
 loaded by the same one, whatever version (or none) the environment has for the function's own use.
+
+What a task costs is mostly Python's start, so this does little besides: `typing`, `pathlib`, `json`, `pickle` and
+`importlib` would each cost every task a few milliseconds.  Hence `_pickle`, os.path and plain text here.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 
-# `typing` would cost every task a few milliseconds, as `pathlib` and `json` would: hence os.path and plain text here.
+if "functools" in sys.modules:
+    import _pickle
+else:
+    # All that `_pickle` wants of functools is `partial`, which this has; importing it takes longer than all else here.
+    import _functools  # type: ignore[import-not-found]
+
+    sys.modules["functools"] = _functools
+    try:
+        import _pickle
+    finally:
+        del sys.modules["functools"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,13 +49,53 @@ _FORMAT = b"poncho-result 1 %s %d %d\n"
 _PRIVATE = "_poncho_cloudpickle"
 
 
-class _Loader(pickle.Unpickler):
-    """An unpickler that takes cloudpickle's own helpers from the archive."""
+class _Loader(_pickle.Unpickler):
+    """An unpickler that takes cloudpickle's own helpers from the program."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "cloudpickle.cloudpickle" and name in _lean_helpers():
+            return _lean_helpers()[name]
         if module == "cloudpickle" or module.startswith("cloudpickle."):
+            _provide_cloudpickle()
             module = _PRIVATE + module[len("cloudpickle") :]
         return super().find_class(module, name)
+
+
+_helpers: dict[str, Any] = {}
+
+
+def _lean_helpers() -> dict[str, Any]:
+    """What `program.lean_cloudpickle` found, by name; nothing where this file is not run from the program."""
+    if not _helpers and "_lean" in globals():
+        _helpers["__name__"] = _PRIVATE + ".lean"
+        exec(globals()["_lean"], _helpers)
+    return _helpers
+
+
+class _Whole:
+    """Finds the private cloudpickle, whose code is a line of the program."""
+
+    def __init__(self, code: dict[str, Any]) -> None:
+        self.code = code
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        top, _, inner = name.partition(".")
+        if top != _PRIVATE or (inner or "__init__") not in self.code:
+            return None
+        # By the names that need no import.
+        return sys.modules["_frozen_importlib"].ModuleSpec(name, self, origin="poncho_wq", is_package=not inner)
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: Any) -> None:
+        exec(self.code[module.__name__.partition(".")[2] or "__init__"], module.__dict__)
+
+
+def _provide_cloudpickle() -> None:
+    if _PRIVATE not in sys.modules:
+        sys.meta_path.append(_Whole(globals()["_tail"](globals()["_whole"])))
+        __import__(_PRIVATE)
 
 
 class _Problem(Exception):
@@ -70,8 +123,9 @@ def main(argv: list[str]) -> int:
 
 def _set_path(code: str | None = None, place: str = ".") -> None:
     """The task's own directory can be imported from, after everything else, so that no file in it hides a package."""
-    # Python put the archive first; what it holds is found by its private name only.
-    sys.path.append(sys.path.pop(0))
+    # Python put the program's directory first, unless $PYTHONSAFEPATH forbids it.
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     if code is not None:
         directory = _unpacked(code, place)
         _refuse_shadowing(directory, sys.path)
@@ -264,18 +318,17 @@ def _write(result_file: str, kind: bytes, text: str, message: str, *value: Any) 
 
 def _dump(value: Any, file: IO[bytes]) -> None:
     """Plain pickle, which most results are made for; cloudpickle for functions and classes that came by value."""
-    protocol = min(pickle.HIGHEST_PROTOCOL, 5)
+    protocol = 5 if sys.version_info >= (3, 8) else 4
     start = file.tell()
     try:
-        pickle.Pickler(file, protocol).dump(value)
+        _pickle.Pickler(file, protocol).dump(value)
     except OSError:
         raise
     except Exception:
         file.seek(start)
         file.truncate()
-        import importlib
-
-        importlib.import_module(_PRIVATE).dump(value, file, protocol)
+        _provide_cloudpickle()
+        sys.modules[_PRIVATE].dump(value, file, protocol)
 
 
 def _text_of(error: BaseException | None) -> str:
@@ -321,5 +374,41 @@ def _say(text: str) -> None:
         pass
 
 
+def _open_descriptors() -> set[str]:
+    """Those of this process, with the one that lists them."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _end(status: int, before: set[str] | None) -> None:
+    """End as the interpreter does: threads, exit functions, streams; but do not take every module apart.
+
+    That takes longer than starting did, and matters only to what has been left open, whose data may not be written yet:
+    then it is done after all.
+    """
+    try:
+        if before is not None and _open_descriptors() <= before:
+            threading, atexit = sys.modules.get("threading"), sys.modules.get("atexit")
+            if threading is not None:
+                threading._shutdown()
+            if atexit is not None:
+                atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if _open_descriptors() <= before:
+                os._exit(status)
+    except BaseException:
+        # Whatever it is, the interpreter will meet it again, and knows what to do.
+        pass
+    sys.exit(status)
+
+
+def _run() -> None:
+    try:
+        before: set[str] | None = _open_descriptors()
+    except OSError:
+        before = None
+    _end(main(sys.argv[1:]), before)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _run()

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poncho_wq import payload, runner, staging
+from poncho_wq import payload, program, runner, staging
 from poncho_wq.errors import EngineError
 
 SOURCE = Path(runner.__file__)
@@ -42,9 +42,10 @@ def run(function: Any, *args: Any, result: Path, code: Path | None = None, **kwa
     if arguments.inline is None:
         content = Path(arguments.file.path).read_bytes() if arguments.file else (arguments.text or "").encode()
         (result.parent / payload.ARGUMENTS_NAME).write_bytes(content)
-    argv = [sys.executable, "-s", payload.runner_archive().path, shipped.path, word, str(result)]
+    argv = [sys.executable, "-s", program.runner_program().path, shipped.path, word, str(result)]
     done = subprocess.run(argv + ([str(code)] if code else []), text=True, cwd=result.parent, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)  # fmt: skip
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+                          env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")})  # fmt: skip
     return done.returncode, done.stdout, payload.load_result(result)
 
 
@@ -136,18 +137,109 @@ def test_which_modules_are_local() -> None:
 # -- the runner's archive
 
 
-def test_the_archive_is_deterministic_and_private(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = payload.runner_archive()
-    payload._runner_archive.cache_clear()
+def test_the_program_is_deterministic_and_names_nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = program.runner_program()
+    program._runner_program.cache_clear()
+    program._assembled.cache_clear()
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
-    again = payload.runner_archive()
-    assert first.name == again.name
-    with zipfile.ZipFile(first.path) as archive:
-        names = archive.namelist()
-        assert {name.split("/")[0] for name in names} == {"__main__.py", "__main__.pyc", "_poncho_cloudpickle"}
-        for name in names:
-            content = archive.read(name)
-            assert str(SOURCE.parent).encode() not in content, f"{name} names this machine's directories"
+    assert first.name == program.runner_program().name
+    content = Path(first.path).read_bytes()
+    parts = [content] + [
+        base64.b64decode(line.split()[2])
+        for line in content.splitlines()
+        if line.startswith((b"# SOURCES ", b"# CLOUDPICKLE "))
+    ]
+    assert len(parts) == 3
+    for part in parts:
+        assert str(SOURCE.parent).encode() not in part, "it names this machine's directories"
+        assert str(Path(cloudpickle.__file__).parent).encode() not in part
+
+
+def test_lean_helpers_are_cloudpickle_s_own() -> None:
+    import cloudpickle.cloudpickle as whole
+
+    namespace: dict[str, Any] = {"__name__": "lean"}
+    exec(program.lean_cloudpickle(), namespace)
+    for name in ("_make_function", "_function_setstate", "_make_cell", "_make_empty_cell", "_builtin_type"):
+        assert namespace[name].__code__.co_code == getattr(whole, name).__code__.co_code, name
+    # What keeps a record of classes must be one for all of them.
+    assert not {"_make_skeleton_class", "_lookup_class_or_track"} & set(namespace)
+
+
+def test_a_plain_function_needs_neither_cloudpickle_nor_pickle(result: Path) -> None:
+    factor, private = 2, "_poncho_cloudpickle"
+
+    def loaded(x: int) -> tuple[int, list[str]]:
+        import sys
+
+        return factor * x, [name for name in sys.modules if name in {"pickle", "inspect", "dis", private}]
+
+    status, said, outcome = run(loaded, 21, result=result)
+    assert (status, said, outcome.value) == (0, "", (42, []))
+
+
+def test_functools_is_the_real_one_in_the_function(result: Path) -> None:
+    def ask() -> str:
+        import functools
+
+        return str(functools.lru_cache.__module__)
+
+    assert run(ask, result=result)[2].value == "functools"
+
+
+def test_classes_by_value_come_through_the_whole_cloudpickle(result: Path) -> None:
+    class Base:
+        factor = 3
+
+    class Derived(Base):
+        def times(self, x: int) -> int:
+            return self.factor * x + len(super().__repr__()[:0])
+
+    status, _, outcome = run(lambda d, x: (d.times(x), type(d).__mro__[1].__name__), Derived(), 5, result=result)
+    assert (status, outcome.value) == (0, (15, "Base"))
+
+
+# -- the end of the process
+
+
+def _ends(body: str, result: Path) -> tuple[int, str]:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("def f(path):\n" + "".join(f"    {line}\n" for line in body.splitlines()), space)
+    status, said, outcome = run(space["f"], str(result.parent / "left"), result=result)
+    assert outcome.kind == "value"
+    return status, said
+
+
+def test_exit_functions_run_and_streams_are_flushed(result: Path) -> None:
+    status, said = _ends(
+        "import atexit, sys\natexit.register(print, 'exit function')\nprint('out')\nsys.stderr.write('err')", result
+    )
+    assert status == 0
+    assert sorted(said.replace("err", "err\n").split()) == ["err", "exit", "function", "out"]
+
+
+def test_threads_are_waited_for(result: Path) -> None:
+    body = "import threading, time\ndef late():\n    time.sleep(0.3)\n    open(path, 'w').close()\n"
+    status, _ = _ends(body + "threading.Thread(target=late).start()", result)
+    assert status == 0
+    assert (result.parent / "left").exists()
+
+
+def test_data_of_a_file_left_open_is_written(result: Path) -> None:
+    status, _ = _ends("global kept\nkept = open(path, 'w')\nkept.write('words')", result)
+    assert status == 0
+    assert (result.parent / "left").read_text() == "words"
+
+
+def test_an_exit_function_that_fails_says_so(result: Path) -> None:
+    status, said = _ends("import atexit\natexit.register(lambda: 1 / 0)", result)
+    assert status == 0
+    assert said.count("ZeroDivisionError") == 1
+
+
+def test_stdout_that_takes_nothing_is_status_120_as_always(result: Path) -> None:
+    status, _ = _ends("import os, sys\nprint('words')\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)", result)
+    assert status == 120
 
 
 def test_the_runner_is_python_3_7_without_dependencies() -> None:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import shlex
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from poncho_wq import local_code, payload, staging
 from poncho_wq.analyze import reach_of_call
 from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.errors import EngineError
+from poncho_wq.program import runner_program
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -185,7 +187,7 @@ class Job:
         check_python(env)
         attached = means.attach(env)
         cached = attached.cached
-        runner = payload.runner_archive()
+        runner = runner_program()
         arguments, pickled = self._arguments, self._function_file
         # -s: the packages of whoever owns the worker are not the environment's.
         call = f"{attached.python} -s ./{runner.name} {pickled.name} {arguments.word} {payload.RESULT_NAME}"
@@ -217,6 +219,8 @@ def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
 
     Returns the environment or None.  Raises ``TypeError`` as the call itself would.
     """
+    if "environment" not in kwargs and _fits_plainly(function, args, kwargs):
+        return None
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -233,6 +237,26 @@ def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     return given
 
 
+def _fits_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a plain function surely takes these; False says nothing.  `inspect` would need a good part of all the
+    time that making a task takes."""
+    if type(function) is not types.FunctionType or function.__dict__:
+        return False
+    code, given = function.__code__, len(args)
+    first, end = code.co_argcount - len(function.__defaults__ or ()), code.co_argcount + code.co_kwonlyargcount
+    if given > code.co_argcount and not code.co_flags & inspect.CO_VARARGS:
+        return False
+    if not kwargs:
+        return given >= first and (
+            end == code.co_argcount or len(function.__kwdefaults__ or ()) == code.co_kwonlyargcount
+        )
+    names = code.co_varnames
+    wanted = names[given:first] + names[code.co_argcount : end]
+    return all(name in kwargs or name in (function.__kwdefaults__ or ()) for name in wanted) and all(
+        name in names[max(given, code.co_posonlyargcount) : end] for name in kwargs
+    )
+
+
 def _takes_environment(signature: inspect.Signature) -> bool:
     parameters = signature.parameters.values()
     return any(
@@ -247,6 +271,8 @@ def prepared(E: EnvironmentLike, packages: tuple[str, ...] = ()) -> Environment:
     """``prepare.environment(E, packages=…)``, asked once for what has not changed: thousands of tasks may share it."""
     from poncho_wq import prepare
 
+    if type(E) is prepare.Environment:
+        return E
     key = _key(E)
     if key is None:
         return prepare.environment(E, packages=packages)
