@@ -455,6 +455,36 @@ def test_a_fast_decompressor_that_is_broken_is_not_needed(dash: World, samples: 
             shutil.rmtree(room / "env")
 
 
+@pytest.mark.parametrize("program", ["tail", "head", "awk", "sort", "igzip", "sed", "od"])
+def test_one_program_dies_before_it_has_said_anything(
+    dash: World, samples: Samples, unpacked: Tree, room: Path, program: str
+) -> None:
+    """Whatever is missing for that is noticed: a layer of which nothing came, a record of activation cut short."""
+    (room / "bin").mkdir()
+    real = shutil.which(program, path=dash.path) or shutil.which("gzip", path=dash.path)
+    wrong = tried = 0
+    for number in range(1, 7):
+        for cores in ("3",):
+            (room / "count").write_text("")
+            (room / "bin" / program).write_text(
+                f"#!/bin/sh\necho >>'{room}/count'\n"
+                f"[ $(wc -l <'{room}/count') != {number} ] || kill -9 $$\nexec {real} \"$@\"\n"
+            )
+            (room / "bin" / program).chmod(0o755)
+            env = {"PATH": f"{room}/bin:{dash.path}", "CORES": cores}
+            done = dash.run("-e", samples.ours.path, "-d", room / "env", "sh", "-c", "echo $PONCHO_TEST_WORD", env=env)
+            tried += 1
+            if done.returncode == 125:
+                wrong += (room / "env").exists()
+            else:
+                again = dash.run("-e", samples.ours.path, "-d", room / "env", "sh", "-c", "echo $PONCHO_TEST_WORD")
+                good = dash.run("-e", samples.ours.path, "sh", "-c", "echo $PONCHO_TEST_WORD").stdout
+                wrong += (again.stdout, tree(room / "env")) != (good, unpacked)
+                shutil.rmtree(room / "env")
+    print(f"{program} killed at once: {tried}, wrong: {wrong}")
+    assert wrong == 0
+
+
 # ---- races ----------------------------------------------------------------------------------------------------
 
 
