@@ -15,11 +15,12 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from poncho_wq import local_code, payload, staging
 from poncho_wq.analyze import reach_of_call
 from poncho_wq.engines.shadowing import refuse_shadowing
+from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
 from poncho_wq.program import runner_program
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 # One argument of an exec is at most 128 KiB on Linux (MAX_ARG_STRLEN), and the whole command is one argument of
 # `sh -c`; quoting may lengthen it.  A longer command travels as a file.
 COMMAND_LIMIT = 32 * 1024
+
+UnpackTo = Literal["worker", "node"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +85,8 @@ class Job:
     """
 
     __slots__ = (
-        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "before", "command", "function",
-        "plan",
+        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "_stats", "before", "command",
+        "function", "plan", "unpack_to",
     )  # fmt: skip
 
     def __init__(self, work: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -93,15 +96,20 @@ class Job:
         self.function: Callable[..., Any] | None = None
         self._reach: Reach | None = None
         self._code: local_code.LocalCode | None = None
+        self._stats: staging.OwnFile | None = None
+        self.unpack_to: UnpackTo = "worker"
         if isinstance(work, str):
             self._given: Any = kwargs.pop("environment", None)
+            self.set_unpack_to(kwargs.pop("unpack_to", "worker"))
             if args or kwargs:
-                raise TypeError("a command task takes the command and environment= only")
+                raise TypeError("a command task takes the command, environment= and unpack_to= only")
             self.set_command(work)
             return
         if not callable(work):
             raise TypeError(f"PonchoTask takes a function or the text of a command, not {type(work).__name__}")
-        self._given = split_arguments(work, args, kwargs)
+        ours = split_arguments(work, args, kwargs)
+        self._given = ours.get("environment")
+        self.set_unpack_to(ours.get("unpack_to", "worker"))
         self.function = work
         self._reach = reach = reach_of_call(work, args, kwargs)
         self._function_file = payload.pickle_function(work, reach.by_value)
@@ -133,12 +141,42 @@ class Job:
             )
         self._given = E
 
+    def set_unpack_to(self, where: UnpackTo) -> None:
+        """Where a worker unpacks the environment: ``"worker"``, its workspace, or ``"node"``, a cache that all workers
+        of this user on the machine share.  Raises ``EngineError`` for anything else, and after submission."""
+        if where not in ("worker", "node"):
+            raise EngineError(f'an environment is unpacked to "worker" or "node", not {where!r}')
+        self._refuse_when_planned("where its environment is unpacked")
+        self.unpack_to = where
+
+    def collect_stats(self) -> None:
+        """Have the wrapper's statistics come back.  Raises ``EngineError`` after submission."""
+        self._refuse_when_planned("what it collects")
+        if self._stats is None:
+            self._stats = staging.OwnFile("-stats")
+
+    def _refuse_when_planned(self, what: str) -> None:
+        if self.plan is not None:
+            raise EngineError(
+                f"the task has been submitted: {what} can no longer change",
+                advice="say it before submit, or submit a clone",
+            )
+
+    def stats(self) -> EnvironmentStats | None:
+        """What came back of them, read and then removed; None when they were not asked for, or did not come."""
+        if self._stats is None:
+            return None
+        found = read_stats(self._stats.path)
+        self._stats.remove()
+        return found
+
     def clone(self) -> Job:
         """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
         new = Job.__new__(Job)
-        for name in ("before", "command", "function", "_given", "_reach", "_code"):
+        for name in ("before", "command", "function", "_given", "_reach", "_code", "unpack_to"):
             setattr(new, name, getattr(self, name))
         new.plan = None
+        new._stats = None if self._stats is None else staging.OwnFile("-stats")
         if self.plan is not None:
             new._given = self.plan.environment
         if self.function is not None:
@@ -154,9 +192,16 @@ class Job:
         """
         if self.plan is not None:
             return self.plan
-        means = means or Means(prepared=prepared, attach=attach)
+        if means is None:
+            means = Means(prepared=prepared, attach=attach_to_node if self.unpack_to == "node" else attach)
+        elif self.unpack_to != "worker":
+            raise EngineError("this engine unpacks environments by itself, once a worker", advice="leave out unpack_to")
         plan = self._plan_command(means) if self.function is None else self._plan_function(means)
-        self.plan = replace(plan, before=self.before) if self.before else plan
+        before = self.before
+        if self._stats is not None:
+            before = COLLECT + before
+            plan = replace(plan, outputs=(*plan.outputs, (self._stats.path, STATS_NAME)))
+        self.plan = replace(plan, before=before) if before else plan
         return self.plan
 
     def outcome(self) -> payload.Outcome | None:
@@ -214,27 +259,28 @@ class Job:
         return prepared(refuse_unresolved(self._reach).spec)
 
 
-def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Check the call and take our ``environment`` out of ``kwargs``, unless the function has a parameter of that name.
+_OURS = ("environment", "unpack_to")
 
-    Returns the environment or None.  Raises ``TypeError`` as the call itself would.
+
+def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Check the call and take what is ours out of ``kwargs``, unless the function has a parameter of that name.
+
+    Returns what was there of ``environment`` and ``unpack_to``.  Raises ``TypeError`` as the call itself would.
     """
-    if "environment" not in kwargs and _fits_plainly(function, args, kwargs):
-        return None
+    if not any(name in kwargs for name in _OURS) and _fits_plainly(function, args, kwargs):
+        return {}
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         # Some built-in functions have none; they find out on the worker what they were given.
-        return kwargs.pop("environment", None)
-    given = None
-    if "environment" in kwargs and not _takes_environment(signature):
-        given = kwargs.pop("environment")
+        return {name: kwargs.pop(name) for name in _OURS if name in kwargs}
+    ours = {name: kwargs.pop(name) for name in _OURS if name in kwargs and not _takes(signature, name)}
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(function, "__qualname__", type(function).__qualname__)
         raise TypeError(f"{name}{signature}: {error}") from None
-    return given
+    return ours
 
 
 def _fits_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -257,11 +303,9 @@ def _fits_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     )
 
 
-def _takes_environment(signature: inspect.Signature) -> bool:
+def _takes(signature: inspect.Signature, name: str) -> bool:
     parameters = signature.parameters.values()
-    return any(
-        p.kind is p.VAR_KEYWORD or (p.name == "environment" and p.kind is not p.POSITIONAL_ONLY) for p in parameters
-    )
+    return any(p.kind is p.VAR_KEYWORD or (p.name == name and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
 
 
 _prepared: dict[Any, Environment] = {}
@@ -307,7 +351,7 @@ def _stat_key(path: str | os.PathLike[str]) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
-_attachments: dict[tuple[str, str, int], Attachment] = {}
+_attachments: dict[tuple[str, str, int, UnpackTo], Attachment] = {}
 
 
 def attach(environment: Environment) -> Attachment:
@@ -315,14 +359,23 @@ def attach(environment: Environment) -> Attachment:
 
     Raises ``EngineError`` when the tarball is not there.
     """
-    key = str(environment.tarball), environment.identity, os.getpid()
+    return _attached(environment, "worker")
+
+
+def attach_to_node(environment: Environment) -> Attachment:
+    """The same for an environment that is unpacked into the node's cache, once for all workers there."""
+    return _attached(environment, "node")
+
+
+def _attached(environment: Environment, unpack_to: UnpackTo) -> Attachment:
+    key = str(environment.tarball), environment.identity, os.getpid(), unpack_to
     found = _attachments.get(key)
     if found is None:
-        found = _attachments[key] = _attach(environment.tarball, environment.identity)
+        found = _attachments[key] = _attach(environment.tarball, environment.identity, unpack_to)
     return found
 
 
-def _attach(tarball: Path, identity: str) -> Attachment:
+def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
     if not tarball.is_file():
         raise EngineError(f"{tarball}: the environment's tarball is not there", advice="prepare the environment again")
     short = identity[: staging.DIGEST_LENGTH]
@@ -330,15 +383,17 @@ def _attach(tarball: Path, identity: str) -> Attachment:
     prefix = f"{workspace}/poncho-env-{identity[:32]}"
     environment_name = f"poncho-env-{short}.tar.gz"
     wrapper_name = f"poncho_package_run-{wrapper_digest()[:12]}"
+    # Where a node's cache is only the wrapper knows, on the worker; it takes @/ for the environment's directory.
+    place, inside = ("--node-cache", "@") if unpack_to == "node" else (f"--unpack-to {prefix}", prefix)
     return Attachment(
         # By links: their names hold the content hash, and so does the path that Work Queue knows a file by.
         cached=(
             (staging.link(environment_name, tarball), environment_name),
             (staging.link(wrapper_name, wrapper_path()), wrapper_name),
         ),
-        prefix=(f"exec sh ./{wrapper_name} -e {environment_name} --id {identity} --unpack-to {prefix} -- "),
+        prefix=(f"exec sh ./{wrapper_name} -e {environment_name} --id {identity} {place} -- "),
         # By its path: where the environment has none, the worker's own would be found on PATH.
-        python=f"{prefix}/bin/python3",
+        python=f"{inside}/bin/python3",
         workspace=workspace,
     )
 

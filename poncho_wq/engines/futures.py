@@ -83,14 +83,14 @@ class Executor(futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteFuture:
         """Call ``fn(*args, **kwargs)`` on a worker.
 
-        ``environment=E`` among the keywords is for this call, unless ``fn`` has a parameter of that name.  Function and
+        ``environment=E`` and ``unpack_to=`` among the keywords are for this call, unless ``fn`` has a parameter of that name.  Function and
         arguments are pickled when the call's turn comes: change none of them until it is done.
 
         Raises ``TypeError`` when the function does not take these arguments, ``BrokenExecutor`` when the engine is
         gone, ``RuntimeError`` after ``shutdown``.  What goes wrong later is told by the future.
         """
-        given = split_arguments(fn, args, kwargs)
-        return self._put(partial(self._task, fn, args, kwargs, given if given is not None else self._environment))
+        ours = split_arguments(fn, args, kwargs)
+        return self._put(partial(self._task, fn, args, kwargs, ours))
 
     def map(
         self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -126,16 +126,21 @@ class Executor(futures.Executor):
         return work.future
 
     def _task(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], environment: Any, engine: Engine
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ours: dict[str, Any],
+        engine: Engine,
     ) -> Any:
-        task = engine.PonchoTask(fn, *args, **kwargs)
-        if environment is not None:
-            task.specify_environment(environment)
+        task = engine.PonchoTask(fn, *args, **kwargs, **ours)
+        if ours.get("environment") is None and self._environment is not None:
+            task.specify_environment(self._environment)
         engine.need(task, self._needs)
         return task
 
     def _chunk(self, fn: Callable[..., Any], chunk: list[tuple[Any, ...]], engine: Engine) -> Any:
-        return self._task(partial(call_each, fn), (chunk,), {}, self._environment, engine)
+        return self._task(partial(call_each, fn), (chunk,), {}, {}, engine)
 
 
 def _results(waiting: deque[RemoteFuture], until: float | None, values: Callable[[Any], list[Any]]) -> Iterator[Any]:

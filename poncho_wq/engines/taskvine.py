@@ -15,6 +15,7 @@ from poncho_wq import payload
 from poncho_wq.engines import vine_manager
 from poncho_wq.engines.core import Job
 from poncho_wq.engines.outcomes import Ending, Verdict, judge
+from poncho_wq.engines.statistics import EnvironmentStats
 from poncho_wq.engines.vine_manager import Shared, declare_environment, find_taskvine
 from poncho_wq.errors import EngineError, EngineNotInstalled
 
@@ -80,6 +81,7 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         self._contexts: list[Any] = []
         self._submitted = False
         self._verdict: Verdict | None = None
+        self._stats: EnvironmentStats | None = None
         self._job = Job(work, args, kwargs)
         super().__init__(self._job.command or "")
 
@@ -148,6 +150,21 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         return Shared(self.manager, self.manager.declare_buffer(text, cache=False))
 
     # -- results
+
+    def collect_environment_stats(self) -> None:
+        """Have ``environment_stats`` come back with the task: one more small file.  Raises ``EngineError`` after
+        submission."""
+        self._job.collect_stats()
+
+    @property
+    def environment_stats(self) -> EnvironmentStats | None:
+        """How the task came to its environment.  TaskVine unpacks it before the task: ``unpacked`` is never true.
+
+        None before the task is done, when ``collect_environment_stats`` was not called, and when nothing came back.
+        """
+        if self._stats is None and _is_done(self):
+            self._stats = self._job.stats()
+        return self._stats
 
     @property
     def output(self) -> Any:

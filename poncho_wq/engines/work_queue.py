@@ -17,9 +17,11 @@ from poncho_wq.engines import stand_in
 from poncho_wq.engines.binding import find_work_queue
 from poncho_wq.engines.core import Job, Plan
 from poncho_wq.engines.outcomes import Ending, Verdict, judge
+from poncho_wq.engines.statistics import EnvironmentStats
 from poncho_wq.errors import EngineError, EngineNotInstalled
 
 if TYPE_CHECKING:
+    from poncho_wq.engines.core import UnpackTo
     from poncho_wq.engines.stand_in import Task as _Base
     from poncho_wq.prepare import Environment, EnvironmentLike
 
@@ -124,7 +126,8 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
     ``PonchoTask(function, *args, **kwargs)`` calls the function on a worker.  Its environment is analyzed from the
     function unless ``environment=E`` is given, which is the function's own argument if it takes one of that name; then
     use ``specify_environment(E)``.  ``PonchoTask("shell text", environment=E)`` runs any command.  ``E`` is anything
-    that ``poncho_wq.environment`` takes.  Everything else that a Work Queue ``Task`` can do works as there.
+    that ``poncho_wq.environment`` takes.  ``unpack_to="node"`` has all workers of a machine share one unpacked copy.
+     Everything else that a Work Queue ``Task`` can do works as there.
 
     Local modules that the function reaches are sent with it, as they are on disk when the task is made.
 
@@ -138,6 +141,7 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         self._names: tuple[tuple[str, str | None], ...] = ()
         self._buffers: tuple[staging.SharedFile, ...] = ()
         self._verdict: tuple[Any, Verdict] | None = None
+        self._stats: tuple[Any, EnvironmentStats | None] | None = None
         # Known to the embedded engine alone: the signal that ended the process, 0 for none.
         self._signal: int | None = None
         self._said: str | None = None
@@ -158,6 +162,33 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
     def specify_environment(self, E: EnvironmentLike) -> None:
         """Run in ``E``: anything that ``poncho_wq.environment`` takes.  Raises ``EngineError`` after submission."""
         self._job.set_environment(E)
+
+    def specify_unpack_to(self, where: UnpackTo) -> None:
+        """Unpack the environment into the worker's workspace (``"worker"``, the default) or into a cache that all
+        workers of this user on the machine share (``"node"``: ``$PONCHO_NODE_CACHE`` there, else below ``/tmp``).
+
+        Raises ``EngineError`` for anything else, and after submission.
+        """
+        self._job.set_unpack_to(where)
+
+    def collect_environment_stats(self) -> None:
+        """Have ``environment_stats`` come back with the task: one more small file.  Raises ``EngineError`` after
+        submission."""
+        self._job.collect_stats()
+
+    @property
+    def environment_stats(self) -> EnvironmentStats | None:
+        """How the task came to its environment: whether it unpacked it, and how long it waited for that.
+
+        None before the task is done, when ``collect_environment_stats`` was not called, and when nothing came back.
+        """
+        inner = self._inner
+        if not _is_done(inner._task):
+            return None
+        run = inner._task.taskid, inner._task.time_when_done
+        if self._stats is None or self._stats[0] != run:
+            self._stats = run, self._job.stats()
+        return self._stats[1]
 
     def specify_monitor_output(self, directory: str) -> Any:
         """Where the resource monitor leaves this task's summary.  Raises ``EngineError`` when it is nowhere."""
@@ -226,6 +257,7 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         # Whatever a subclass or the user keeps on the task comes along, as with Work Queue's own clone.
         new.__dict__.update(self.__dict__)
         new._bound, new._again, new._verdict, new._signal, new._said = False, None, None, None, None
+        new._stats = None
         new._calls = list(self._calls)
         new._job = self._job.clone()
         new._latest = new._fresh_inner()
