@@ -83,8 +83,8 @@ class Executor(futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteFuture:
         """Call ``fn(*args, **kwargs)`` on a worker.
 
-        ``environment=E`` and ``unpack_to=`` among the keywords are for this call, unless ``fn`` has a parameter of that name.  Function and
-        arguments are pickled when the call's turn comes: change none of them until it is done.
+        ``environment=E`` and ``unpack_to=`` among the keywords are for this call, unless ``fn`` has parameters of that
+        name.  Function and arguments are pickled when the call's turn comes: change none of them until it is done.
 
         Raises ``TypeError`` when the function does not take these arguments, ``BrokenExecutor`` when the engine is
         gone, ``RuntimeError`` after ``shutdown``.  What goes wrong later is told by the future.
