@@ -236,6 +236,54 @@ def test_netrc_is_used_for_its_host_only(server: FaultyServer, tmp_path: Path) -
     assert server.asked("/b")[0].headers["Authorization"] is None
 
 
+@pytest.fixture
+def keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `keyring` on PATH that writes down what it is asked, and answers from the file `answers`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "keyring"
+    program.write_text(
+        '#!/bin/sh\necho "$*" >>"${0%/*}/asked"\n'
+        "while read -r service user password; do\n"
+        '  [ "$service" != "$4" ] || { printf "%s\\n%s\\n" "$user" "$password"; exit 0; }\n'
+        'done <"${0%/*}/answers"\nexit 1\n'
+    )
+    program.chmod(0o755)
+    (folder / "answers").touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_the_keyring_is_asked_when_the_server_wants_to_know(
+    server: FaultyServer, tmp_path: Path, keyring: Path
+) -> None:
+    address = server.url.partition("://")[2].rstrip("/")
+    (keyring / "answers").write_text(f"{address} me s3cret\n")
+    url = server.add("/a", b"there", status(401, WWW_Authenticate='Basic realm="x"'))
+    server.add("/open", b"open")
+    assert get(f"{server.url.rstrip('/')}/open", tmp_path / "o") == b"open"
+    assert not (keyring / "asked").exists()
+    assert get(url, tmp_path / "p") == b"there"
+    first, second = server.asked("/a")
+    assert first.headers["Authorization"] is None
+    assert second.headers["Authorization"] == "Basic bWU6czNjcmV0"
+    assert (keyring / "asked").read_text().split("\n") == [
+        f"--mode creds get http://{address}", f"--mode creds get {address}", "",
+    ]  # fmt: skip
+
+
+def test_a_keyring_that_does_not_know_or_is_wrong(server: FaultyServer, tmp_path: Path, keyring: Path) -> None:
+    refusal = status(401, WWW_Authenticate='Basic realm="x"')
+    with pytest.raises(FetchError, match="401") as caught:
+        get(server.add("/a", b"", refusal), tmp_path / "p")
+    assert "keyring" in str(caught.value)
+    (keyring / "answers").write_text(f"{server.url.partition('://')[2].rstrip('/')} me s3cret\n")
+    with pytest.raises(FetchError, match="401") as caught:
+        get(server.add("/b", b"", refusal, refusal, refusal), tmp_path / "q")
+    assert len(server.asked("/b")) == 2
+    assert "s3cret" not in f"{caught.value}"
+
+
 def test_no_secret_is_in_an_error(server: FaultyServer, tmp_path: Path) -> None:
     netrc("127.0.0.1")
     url = server.add("/a?token=s3cret", b"", status(403))

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from poncho_wq.build import keyring
 from poncho_wq.errors import FetchError, redact
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.scratch import disk_error
@@ -279,7 +280,10 @@ class _Transfer:
             return _Broken(said, _number(error.headers.get("Retry-After")))
         advice = "is it the right address?"
         if error.code in (401, 403, 407):
-            advice = "put the credentials for this host into ~/.netrc (machine HOST login NAME password WORD)"
+            advice = (
+                "put the credentials for this host into ~/.netrc (machine HOST login NAME password WORD) or into the "
+                "keyring (keyring set https://HOST NAME)"
+            )
         return self.failed(said, advice=advice)
 
     def _unreachable(self, reason: object) -> Exception:
@@ -324,12 +328,34 @@ class _Netrc(urllib.request.BaseHandler):
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         login = _login(urlsplit(request.full_url).hostname or "")
         if login and not request.has_header("Authorization"):
-            token = base64.b64encode(f"{login[0]}:{login[1]}".encode()).decode("ascii")
-            # Unredirected: it stays with this host.
-            request.add_unredirected_header("Authorization", f"Basic {token}")
+            _authorize(request, login)
         return request
 
     https_request = http_request
+
+
+class _Keyring(urllib.request.BaseHandler):
+    """The user's keyring, asked only when a server refuses who has no credentials: it may take its time."""
+
+    def http_error_401(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message
+    ) -> http.client.HTTPResponse | None:
+        if req.has_header("Authorization"):
+            return None
+        address = urlsplit(req.full_url)
+        login = keyring.login((f"{address.scheme}://{address.netloc}", address.netloc))
+        if login is None:
+            return None
+        again = urllib.request.Request(req.full_url, headers=dict(req.headers), unverifiable=req.unverifiable)
+        _authorize(again, login)
+        answer: http.client.HTTPResponse = self.parent.open(again, timeout=req.timeout)
+        return answer
+
+
+def _authorize(request: urllib.request.Request, login: tuple[str, str]) -> None:
+    token = base64.b64encode(":".join(login).encode()).decode("ascii")
+    # Unredirected: it stays with this host.
+    request.add_unredirected_header("Authorization", f"Basic {token}")
 
 
 def _login(host: str) -> tuple[str, str] | None:
@@ -351,6 +377,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
         _Netrc(),
+        _Keyring(),
     ):
         opener.add_handler(handler)
     return opener
