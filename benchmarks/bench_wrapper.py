@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness import Row, alone, paired, seconds
+from benchmarks.harness import Row, paired, seconds
 from benchmarks.peers import numpy_environment, program
 from poncho_wq.wrapper import wrapper_path
 
@@ -17,7 +17,12 @@ WARM_RUNS = 50
 
 
 def _run(argv: list[str], cwd: Path) -> None:
-    environ = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "CORES": str(os.cpu_count() or 1)}
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(cwd),
+        "CORES": str(os.cpu_count() or 1),
+        "PONCHO_NODE_CACHE": str(cwd / "node"),
+    }
     subprocess.run(
         argv,
         cwd=cwd,
@@ -68,7 +73,19 @@ def rows() -> Iterator[Row]:
             "wrapper, cold", lambda: cold(ours, ours_dir), lambda: cold(peer, peer_dir),
             pairs=5, unit="s", peer_name="python_package_run", target="<= 0.7",
         )  # fmt: skip
-        yield alone("wrapper, 16 cold runs at once", lambda: _at_once(ours, ours_dir, cwd, 16), runs=3, unit="s")
+        yield paired(
+            "wrapper, 64 cold runs at once", lambda: _at_once(ours, ours_dir, cwd, 64),
+            lambda: _at_once(peer, peer_dir, cwd, 64), pairs=3, unit="s", peer_name="python_package_run", target="<= 0.7",
+        )  # fmt: skip
+
+        node = [
+            "/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--id", str(env.identity), "--node-cache", "/bin/true",
+        ]  # fmt: skip
+        _run(node, cwd)
+        yield paired(
+            "wrapper, warm, in the node's cache", lambda: over_bare(node), lambda: over_bare(with_id),
+            pairs=5, unit="ms", peer_name="in a directory", target="<= 1.3",
+        )  # fmt: skip
 
 
 def _at_once(argv: list[str], directory: Path, cwd: Path, count: int) -> float:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,7 +19,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poncho_wq.errors import PackError
 from poncho_wq.manifest import LayerRef, Manifest, end_member
@@ -115,8 +117,36 @@ def runtime_files(spec: EnvSpec, lock: Lock, certificates: Sequence[str] = ()) -
         "bin/run_in_env": (0o755, given.joinpath("run_in_env").read_bytes()),
         "poncho/lock.json": (0o644, _text(lock.to_json())),
         "poncho/set_env": (0o644, _text(_set_env(spec, certificates))),
-        "poncho/spec.json": (0o644, _text(spec.to_json(indent=2))),
+        "poncho/spec.json": (0o644, _text(_public(spec))),
     }
+
+
+# A file's URL up to its last name, which may have a slash after it.
+_DIRECTORIES = re.compile(r"file:/[^\s;#?]*/(?=[^/\s;#?]+)")
+
+
+def _public(spec: EnvSpec) -> str:
+    """The specification as it is in the tarball: one text for all that are equal, which does not name this machine's
+    directories: of a wheel's, a repository's or a channel's place the last name stays.  (Credentials it has none.)
+
+    It is a specification, but one that can be built only where those files are; the lock has their digests.
+    """
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [cleaned(each) for each in value]
+        if value.startswith("/"):
+            return "/" + value.rstrip("/").rpartition("/")[2]
+        return _DIRECTORIES.sub("file:///", value)
+
+    document = json.loads(spec.canonical_json())
+    # What the user has set for commands is theirs to choose, and is set on the worker as it is.
+    return json.dumps(
+        {section: value if section == "env" else cleaned(value) for section, value in document.items()},
+        sort_keys=True, separators=(",", ":"),
+    )  # fmt: skip
 
 
 def _set_env(spec: EnvSpec, certificates: Sequence[str] = ()) -> str:

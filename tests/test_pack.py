@@ -28,6 +28,7 @@ from poncho_wq.packing import layers, planning
 from poncho_wq.packing.bytecode import Compiler
 from poncho_wq.packing.layers import LayerStore
 from poncho_wq.progress import Progress, silent
+from poncho_wq.spec import EnvSpec
 from tests import prefixes
 from tests.prefixes import LIB, NOTHING, RUNTIME, SITE, VERSION
 
@@ -649,8 +650,8 @@ class _Spec:
     git = (("CODE", None),)
     http = (("TABLE", None), ("ARCHIVE", None))
 
-    def to_json(self, indent: int | None = None) -> str:
-        return json.dumps({"pip": ["x"]}, indent=indent)
+    def canonical_json(self) -> str:
+        return json.dumps({"pip": ["x"]})
 
 
 class _Lock:
@@ -730,6 +731,25 @@ def test_the_files_that_every_environment_gets_replace_a_packages_own(tmp_path: 
         activate = tar.extractfile("bin/activate")
         assert activate is not None
         assert activate.read() == ours["bin/activate"][1]
+
+
+def test_equal_specifications_give_equal_tarballs_that_name_no_place() -> None:
+    def spec_json(**document: object) -> str:
+        files = pack.runtime_files(EnvSpec.from_dict(document), _Lock())  # type: ignore[arg-type]
+        text = files["poncho/spec.json"][1].decode()
+        EnvSpec.from_json(text)  # what `env show` does
+        return text
+
+    assert spec_json(pip=["Rich == 15.0.0", "attrs"]) == spec_json(pip=["attrs", "rich==15.0"])
+    for wheel in ("file:///home/me/dist/thing-1.0-py3-none-any.whl", "file:///thing-1.0-py3-none-any.whl"):
+        text = spec_json(pip=[f"thing @ {wheel}"])
+        assert json.loads(text) == {"pip": ["thing @ file:///thing-1.0-py3-none-any.whl"]}
+    for remote in ("/home/me/repo", "file:///home/me/repo"):
+        assert "home" not in spec_json(git={"REPO": {"remote": remote, "tag": "v1"}})
+    text = spec_json(conda={"channels": ["file:///home/me/channel", "conda-forge"], "packages": ["python=3.11"]})
+    assert json.loads(text)["conda"]["channels"] == ["file:///channel", "conda-forge"]
+    # what the user sets is set
+    assert json.loads(spec_json(env={"WHERE": "/home/me"}))["env"] == {"WHERE": "/home/me"}
 
 
 def test_an_unwritable_store_is_a_cache_error(tmp_path: Path) -> None:
