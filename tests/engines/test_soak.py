@@ -132,7 +132,8 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
     unpacked = sum(each.unpacked for each in stats if each is not None)
     evicted = sum(each.evicted for each in stats if each is not None)
     print(
-        f"{unpack_to}: tasks: {TASKS}, workers killed: {kills} ({while_unpacking} while unpacking), unpacked: {unpacked}, evicted: {evicted}, "
+        f"{unpack_to}: tasks: {TASKS}, workers killed: {kills} ({while_unpacking} while unpacking), "
+        f"unpacked: {unpacked}, evicted: {evicted}, "
         f"wrong: {len(wrong)}, lost: {TASKS - len(results)}"
     )
     assert wrong == {}
