@@ -75,11 +75,13 @@ def rows() -> Iterator[Row]:
         )  # fmt: skip
         yield paired(
             "wrapper, 64 cold runs at once", lambda: _at_once(ours, ours_dir, cwd, 64),
-            lambda: _at_once(peer, peer_dir, cwd, 64), pairs=3, unit="s", peer_name="python_package_run", target="<= 0.7",
+            lambda: _at_once(peer, peer_dir, cwd, 64), pairs=3, unit="s", peer_name="python_package_run",
+            target="<= 0.7",
         )  # fmt: skip
 
         node = [
-            "/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--id", str(env.identity), "--node-cache", "/bin/true",
+            "/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--id", str(env.identity), "--node-cache",
+            "/bin/true",
         ]  # fmt: skip
         _run(node, cwd)
         yield paired(
