@@ -27,6 +27,22 @@ def env(environments: Environments) -> Environment:
     return environments("one")
 
 
+def test_statistics_come_back(cluster: Cluster, env: Environment) -> None:
+    cluster.start_worker()
+    tasks = [PonchoTask(where, 3, environment=env), PonchoTask("exit 7", environment=env)]
+    for task in tasks:
+        task.collect_environment_stats()
+        assert task.environment_stats is None
+    quiet = PonchoTask("true", environment=env)
+    cluster.run(*tasks, quiet)
+    assert (tasks[0].output[0], tasks[1].exit_code, quiet.environment_stats) == (3, 7, None)
+    for task in tasks:
+        found = task.environment_stats
+        assert found is not None
+        assert (found.identity, found.unpacked, found.evicted) == (env.identity, False, 0)
+        assert found.host
+
+
 class Odd(Exception):
     """Of this module, which no worker has."""
 
