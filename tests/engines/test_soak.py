@@ -88,8 +88,8 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
     queue = make_manager()
     environ = {
         "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", "TMPDIR": str(temporary),
-        # room for two of the three, so that there is something to evict
-        "PONCHO_NODE_CACHE": str(node), "PONCHO_NODE_CACHE_SIZE": "9M",
+        # room for one of the three, so that there is something to evict
+        "PONCHO_NODE_CACHE": str(node), "PONCHO_NODE_CACHE_SIZE": "4M",
     }  # fmt: skip
     chance = random.Random(1)
     expected: dict[int, tuple[int, str, str]] = {}
@@ -139,7 +139,8 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
     assert wrong == {}
     assert len(results) == TASKS
     assert kills > TASKS / 50
-    assert while_unpacking > 0 or TASKS < 1000
+    # in the node's cache an environment is seldom unpacked, and so seldom killed in the middle of it
+    assert while_unpacking > 0 or TASKS < 1000 or unpack_to == "node"
     assert below(tmp_path) == []
     assert list(workplace.iterdir()) == []
     assert list(temporary.iterdir()) == []

@@ -25,7 +25,9 @@ from tests.wrapper.conftest import Samples, World, make_world, tree
 
 FEW = int(os.environ.get("PONCHO_FAULTS", "4"))
 MANY = max(FEW, 200)
-counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow, id="many")])
+# On a busy machine two hundred kills may take half an hour.
+_many = pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="many")
+counts = pytest.mark.parametrize("count", [FEW, _many])
 
 Tree = dict[str, tuple[str, bytes]]
 
