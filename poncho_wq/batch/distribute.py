@@ -57,6 +57,16 @@ def _readable(text: str) -> str:
     return _UNQUOTED.sub(r'\1"\2"\3', "\n".join(lines) + "\n")
 
 
+class _Unknown(dict[str, Any]):
+    """Stands for keys and values that are missing or something else, which has been told: so are those in it."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return _UNKNOWN
+
+
+_UNKNOWN = _Unknown()
+
+
 class _Reader:
     """Walks the document once; whatever is wrong is noted with its place, and reading goes on."""
 
@@ -113,7 +123,7 @@ class _Reader:
     # -- parts
 
     def _check_names(self, jobs: Sequence[Job], python: Mapping[str, Any]) -> None:
-        if not jobs and not (self.found and "jobs" not in python):
+        if not jobs and isinstance(python.get("jobs"), (list, type(None))):
             self._bad("", NO_JOBS)
         seen: set[str] = set()
         for position, job in enumerate(jobs):
@@ -130,7 +140,7 @@ class _Reader:
         return int("gpu" in words), features
 
     def _matrix(self, value: Any) -> tuple[Notification, ...]:
-        if value is None:
+        if value is None or value is _UNKNOWN:
             return ()
         if not isinstance(value, str) or not _MATRIX_ID.fullmatch(value):
             self._bad("meta.matrix", f"expected a name such as @your-user:matrix.org, got {value!r}")
@@ -166,7 +176,7 @@ class _Reader:
             value = {"path": value}
         before = len(self.found)
         given = self._mapping(place, value, ("path", "alias"))
-        if len(self.found) > before:
+        if given is _UNKNOWN or len(self.found) > before:
             return None
         written, alias = given.get("path"), given.get("alias")
         if not isinstance(written, str):
@@ -189,10 +199,12 @@ class _Reader:
     def _mapping(self, place: str, value: Any, known: Sequence[str], *, optional: bool = False) -> dict[str, Any]:
         if value is None and optional:
             return {}
+        if value is _UNKNOWN:
+            return {} if optional else _UNKNOWN
         if not isinstance(value, dict):
             what = "is missing" if value is None else f"expected keys and values, got {_kind(value)}"
             self._bad(place, what)
-            return {}
+            return {} if optional else _UNKNOWN
         for key in getattr(value, "repeated", ()):
             self._bad(place, f"the key {key!r} is given twice")
         for key in value:
@@ -203,7 +215,7 @@ class _Reader:
         return dict(value)
 
     def _items(self, place: str, value: Any) -> list[tuple[str, Any]]:
-        if value is None:
+        if value is None or value is _UNKNOWN:
             return []
         if not isinstance(value, list):
             self._bad(place, f"expected a list, got {_kind(value)}")
@@ -211,6 +223,8 @@ class _Reader:
         return [(f"{place}[{position}]", item) for position, item in enumerate(value)]
 
     def _text(self, place: str, value: Any) -> str:
+        if value is _UNKNOWN:
+            return ""
         if not isinstance(value, str) or not value.strip():
             self._bad(place, "is missing" if value is None else f"expected text, got {_kind(value)}")
             return ""

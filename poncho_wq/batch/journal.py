@@ -340,7 +340,8 @@ class Journal:
     def lease(self, batch: int, engine: str = "none") -> Iterator[None]:
         """Be the one who runs this batch, for the block.  Raises ``EngineError`` when somebody else does."""
         try:
-            with held(self.spool.batch_lock(batch), timeout=0):
+            # A manager that has just ended its batch lets go of it a moment later.
+            with held(self.spool.batch_lock(batch), timeout=1):
                 self.seen(batch, engine, {})
                 yield
         except LockTimeout as error:
@@ -371,13 +372,19 @@ class Journal:
         row = self._db.execute("SELECT * FROM manager WHERE batch = ?", (batch,)).fetchone()
         return None if row is None else ManagerRecord(**{**dict(row), "facts": json.loads(row["facts"])})
 
-    def request(self, kind: str, batch: int, job: int | None = None) -> int:
-        """Ask whoever runs the batch for a ``kill`` or a ``rerun``.  Returns the request's id."""
-        number = self._db.execute(
-            "INSERT INTO request(batch, job, kind, made) VALUES(?,?,?,?)", (batch, job, kind, time.time())
-        ).lastrowid
-        assert number is not None
-        return number
+    def request(self, kind: str, batch: int, jobs: Iterable[int] | None = None) -> bool:
+        """Ask whoever runs the batch for a ``kill`` or a ``rerun`` of jobs (None: all).
+
+        Returns False, and asks nothing, when the batch is over: then nobody would hear.
+        """
+        with self.together():
+            if self.batch(batch).ended is not None:
+                return False
+            self._db.executemany(
+                "INSERT INTO request(batch, job, kind, made) VALUES(?,?,?,?)",
+                [(batch, job, kind, time.time()) for job in ([None] if jobs is None else jobs)],
+            )
+        return True
 
     def requests(self, batches: Iterable[int]) -> list[Request]:
         """Those of these batches, oldest first.  They stay until ``done`` is told."""
@@ -388,10 +395,6 @@ class Journal:
     def done(self, request: int) -> None:
         """A request has been carried out."""
         self._db.execute("DELETE FROM request WHERE id = ?", (request,))
-
-    def is_pending(self, request: int) -> bool:
-        """Whether a request has not been carried out yet."""
-        return self._db.execute("SELECT 1 FROM request WHERE id = ?", (request,)).fetchone() is not None
 
     def kill(self, batch: int, jobs: Iterable[int] | None = None) -> None:
         """End jobs (None: all) of a batch: by its manager if it has one, else at once.  Those that are over stay so."""
@@ -407,8 +410,7 @@ class Journal:
         except EngineError:
             if not self.is_leased(batch):
                 raise
-            for each in [None] if numbers is None else numbers:
-                self.request("kill", batch, each)
+            self.request("kill", batch, numbers)
 
     def _make_schema(self) -> None:
         if self._db.execute("PRAGMA user_version").fetchone()[0] == _VERSION:

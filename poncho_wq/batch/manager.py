@@ -376,12 +376,14 @@ class Manager:
         for number, held_batch in list(self._held.items()):
             if held_batch.left:
                 continue
-            now = time.time()
+            # At once: whoever asks later finds the batch over, and does for itself what it wants.
             with self.journal.together():
-                self.journal.set_ended(number, now)
                 for request in self.journal.requests([number]):
-                    if request.kind == "kill":
-                        self.journal.done(request.id)
+                    self._carry_out(request, held_batch)
+                    self.journal.done(request.id)
+                if held_batch.left:
+                    continue
+                self.journal.set_ended(number, time.time())
             del self._held[number]
             held_batch.lease.close()
             self._scheduler.forget(held_batch.jobs)

@@ -8,7 +8,7 @@ from poncho_wq.batch.outcome import Outcome, lost
 from poncho_wq.engines.opened import Engine
 from poncho_wq.engines.work_queue import REASONS
 
-# work_queue_task_state_t and vine_task_state_t: ready is 1, and from 2 it has been given to a worker.
+# work_queue_task_state_t: ready is 1, and from 2 it has been given to a worker.
 _RUNNING = 2
 
 
@@ -16,6 +16,9 @@ def has_started(engine: Engine, task: Any) -> bool:
     """Whether a submitted task has been given to a worker."""
     if engine.kind == "local":
         return bool(task.execute_cmd_start)
+    if engine.kind == "taskvine":
+        # Its manager has a task_state, which calls what today's library does not export.
+        return bool(task.get_metric("time_when_commit_start"))
     return int(engine.queue.task_state(task.id)) >= _RUNNING
 
 

@@ -45,9 +45,7 @@ def _rerun(args: argparse.Namespace) -> int:
     with _journal(args) as journal:
         record = journal.find(args.batch)
         numbers = _numbers(journal, record.id, args.jobs)
-        if journal.is_leased(record.id):
-            for number in [None] if numbers is None else numbers:
-                journal.request("rerun", record.id, number)
+        if journal.is_leased(record.id) and journal.request("rerun", record.id, numbers):
             print("asked the manager that runs the batch", file=sys.stderr)
             return SUCCESS
         return manage(args, journal, record.id, rerun=True if numbers is None else numbers)

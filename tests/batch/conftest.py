@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
+import poncho_wq
 from poncho_wq.batch.journal import JobRecord, Journal
 from poncho_wq.batch.manager import Manager
 from poncho_wq.batch.model import Batch, Job, Step, check
 from poncho_wq.batch.spool import Spool
 from poncho_wq.engines.opened import open_engine
 from poncho_wq.errors import EngineNotInstalled
+from poncho_wq.wrapper import wrapper_path
 from tests.engines.conftest import make_environment
 
 PATIENCE = 120
@@ -36,7 +39,26 @@ def job(name: str, text: str = "true", **options: Any) -> Job:
 @pytest.fixture(scope="session")
 def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small environment, so that a test can unpack it."""
-    return make_environment(tmp_path_factory.mktemp("environment") / "env.tar.gz")
+    return small_environment(tmp_path_factory.mktemp("environment") / "env.tar.gz")
+
+
+def small_environment(path: Path, extra: dict[str, str] | None = None) -> Path:
+    """As the engines' tests have it, with what TaskVine asks of one besides."""
+    plain = make_environment(path.with_name(f"plain-{path.name}"), extra=extra)
+    with tarfile.open(plain) as source, tarfile.open(path, "w:gz") as target:
+        for member in source:
+            target.addfile(member, source.extractfile(member) if member.isfile() else None)
+        for name, whence in (
+            ("bin/run_in_env", Path(poncho_wq.__file__).parent / "prefix_files" / "run_in_env"),
+            ("bin/poncho_package_run", wrapper_path()),
+        ):
+            info = target.gettarinfo(whence, name)
+            info.mode = 0o755
+            with whence.open("rb") as file:
+                target.addfile(info, file)
+        target.addfile(tarfile.TarInfo("poncho/spec.json"))
+    plain.unlink()
+    return path
 
 
 @pytest.fixture(params=["local", "work_queue", "taskvine"])

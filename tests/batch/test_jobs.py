@@ -22,8 +22,7 @@ from poncho_wq.batch.model import (
     Step,
 )
 from poncho_wq.batch.tasks import Companion
-from tests.batch.conftest import drive, job, managed, sh
-from tests.engines.conftest import make_environment
+from tests.batch.conftest import drive, job, managed, sh, small_environment
 
 Run = Callable[..., dict[str, Any]]
 
@@ -188,7 +187,7 @@ def test_an_output_that_is_missing(run: Run) -> None:
 
 
 def test_a_step_in_an_environment_of_its_own(run: Run, tmp_path: Path, kind: str) -> None:
-    other = make_environment(tmp_path / "other.tar.gz", extra={"bin/marker": "x"})
+    other = small_environment(tmp_path / "other.tar.gz", extra={"bin/marker": "x"})
     with tarfile.open(other) as tar:
         assert "bin/marker" in tar.getnames()
     step = sh('ls "$PONCHO_PREFIX/bin"', environment=str(other))
