@@ -40,21 +40,21 @@ def gantt(jobs: Sequence[JobRecord], attempts: Sequence[Attempt], *, now: float)
     scale = (WIDTH - LEFT - 10) / length
     lanes = {worker: _lanes(each) for worker, each in workers.items()}
     height_of_lane = LANE if sum(map(len, lanes.values())) <= MANY else 6
-    parts, y = [], TOP + 8
+    bands, drawn, y = [], [], TOP + 8
     for number, (worker, rows) in enumerate(lanes.items(), start=1):
         height = len(rows) * height_of_lane
-        parts.append(
+        bands.append(
             f'<rect class="lane" x="{LEFT}" y="{y - 3}" width="{WIDTH - LEFT}" height="{height + 6}" rx="4"/>'
             f'<text x="0" y="{y + min(height, LANE) / 2 + 4:.0f}"><title>{escape(worker)}</title>'
             f"{escape(_label(worker, number))}</text>"
         )
         for row in rows:
-            parts.extend(_drawn(bar, first, scale, y, height_of_lane) for bar in row)
+            drawn.extend(_drawn(bar, first, scale, y, height_of_lane) for bar in row)
             y += height_of_lane
         y += GAP
     axis = _axis(length, scale, y - GAP)
     head = f'<svg viewBox="0 0 {WIDTH} {y}" role="img" aria-label="jobs by worker" font-size="12">'
-    return f"{head}{axis}{''.join(parts)}</svg>"
+    return f"{head}{''.join(bands)}{axis}{''.join(drawn)}</svg>"
 
 
 def _bars(jobs: Sequence[JobRecord], attempts: Sequence[Attempt], now: float) -> Mapping[str, list[_Bar]]:

@@ -111,15 +111,19 @@ def make_task(engine: Engine, spool: Spool, submission: Submission) -> Any:
         task.specify_tag(f"{submission.batch_id}/{submission.job_id}")
     # Held, so that these files stay for as long as the task does.
     task.poncho_batch_files = (described, runner)
-    _place(engine, task, job)
+    _place(engine, task, job, submission.job_id)
     return task
+
+
+# More than there are jobs; both together are exact in an engine's double for priorities up to nine million.
+_PRIORITY = 1e9
 
 
 class Unplaceable(EngineError):
     """No worker of this engine can ever hold the task, and the engine knows."""
 
 
-def _place(engine: Engine, task: Any, job: Job) -> None:
+def _place(engine: Engine, task: Any, job: Job, number: int) -> None:
     """Tell the task what it asks of its worker.  Raises ``Unplaceable``."""
     needs = job.resources
     if engine.kind == "local" and needs.cores > engine.capacity().cores:
@@ -127,9 +131,11 @@ def _place(engine: Engine, task: Any, job: Job) -> None:
     features = list(job.features)
     if engine.kind == "local" and needs.gpus and not _has_gpu():
         features.append("gpu")
+    # Work Queue starts the latest of equal tasks first, and so would starve the oldest of them.
+    priority = job.policies.priority * _PRIORITY - number
     wanted = Needs(
         cores=needs.cores, memory=needs.memory, disk=needs.disk, gpus=needs.gpus or None, features=tuple(features),
-        priority=job.policies.priority or None,
+        priority=priority,
     )  # fmt: skip
     try:
         engine.need(task, wanted)

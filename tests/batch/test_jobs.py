@@ -103,6 +103,15 @@ def test_retries_of_a_step_in_place_and_of_a_job_from_the_start(run: Run, tmp_pa
     assert (tmp_path / "b/whole/stdout.txt").read_text() == ""
 
 
+def test_jobs_run_by_priority_then_in_their_order(run: Run, tmp_path: Path, kind: str) -> None:
+    jobs = [job(f"j{n:02}", f"echo j{n:02} >> {tmp_path}/order") for n in range(18)]
+    late = job("late", f"echo late >> {tmp_path}/order", policies=Policies(priority=1))
+    run(*jobs, late, kind=kind, workers=1)
+    order = (tmp_path / "order").read_text().split()
+    # Chosen before all others, and those in the order of the batch.
+    assert order == ["late", *(f"j{n:02}" for n in range(18))]
+
+
 def test_walltime(run: Run, tmp_path: Path, kind: str) -> None:
     text = "echo begun; (setsid sleep 300 & echo $! > pid); sleep 300"
     done = run(job("a", text, resources=Resources(walltime=1), outputs=(Output(pattern="pid"),)), kind=kind)
