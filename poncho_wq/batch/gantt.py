@@ -40,7 +40,9 @@ def gantt(jobs: Sequence[JobRecord], attempts: Sequence[Attempt], *, now: float)
     scale = (WIDTH - LEFT - 10) / length
     lanes = {worker: _lanes(each) for worker, each in workers.items()}
     height_of_lane = LANE if sum(map(len, lanes.values())) <= MANY else 6
-    bands, drawn, y = [], [], TOP + 8
+    bands: list[str] = []
+    drawn: list[str] = []
+    y = TOP + 8
     for number, (worker, rows) in enumerate(lanes.items(), start=1):
         height = len(rows) * height_of_lane
         bands.append(

@@ -45,15 +45,15 @@ def publish(returned: Path | None, results: Path, *, job: int, attempt: int, out
 
 def _fill(returned: Path, partial: Path) -> None:
     unpack(returned, partial, None, what=returned.name, on_progress=silent)
+    (partial / "result.json").unlink(missing_ok=True)  # what it says goes into the receipt and the journal
     own, files = partial / f".{secrets.token_hex(4)}", partial / "files"
     if files.is_dir():
         # Aside first: an output may be called "files".
         files.rename(own)
         for each in os.listdir(own):
-            if each not in ("stdout.txt", "stderr.txt", "result.json", RECEIPT):
+            if each not in ("stdout.txt", "stderr.txt", RECEIPT):
                 (own / each).rename(partial / each)
         shutil.rmtree(own)
-    (partial / "result.json").unlink(missing_ok=True)
     for name in ("stdout.txt", "stderr.txt"):
         (partial / name).touch()
 

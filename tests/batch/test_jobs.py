@@ -190,6 +190,19 @@ def test_outputs_globs_directories_archives(run: Run, tmp_path: Path, kind: str)
         assert {name.split("/")[0] for name in tar.getnames()} == {"one.dat", "two.dat", "s"}
 
 
+def test_outputs_with_names_of_ours(run: Run, tmp_path: Path) -> None:
+    text = (
+        "mkdir files; for f in result.json stdout.txt .poncho-result.json files/x; do echo mine > $f; done; echo ours"
+    )
+    outputs = (Output(pattern="*"), Output(pattern=".poncho-result.json"))
+    assert run(job("a", text, outputs=outputs))["a"].words == "completed"
+    results = tmp_path / "b/a"
+    assert [(results / name).read_text() for name in ("result.json", "files/x", "stdout.txt")] == [
+        "mine\n", "mine\n", "ours\n",
+    ]  # fmt: skip
+    assert '"attempt": 1' in (results / ".poncho-result.json").read_text()
+
+
 def test_an_output_that_is_missing(run: Run) -> None:
     done = run(job("a", "true", outputs=(Output(pattern="x"), Output(pattern="*.y"))))
     assert done["a"].words == "failed (no such output: x, *.y)"
