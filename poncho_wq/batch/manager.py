@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from poncho_wq.batch.journal import BatchRecord, JobRecord, Journal, Request
@@ -313,9 +313,9 @@ class Manager:
         held_batch = self._held[self._batch_of[key]]
         outcome = self._publish(held_batch.record, held_batch.jobs[key].name, key, self._attempts[key], outcome)
         facts = dict(outcome.facts)
-        stats = getattr(task, "environment_stats", None)
+        stats = None if task is None else task.environment_stats
         if stats is not None:
-            facts["environment"] = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
+            facts["environment"] = asdict(stats)
         now = time.time()
         with self.journal.together():
             _write_attempt(self.journal, key, self._attempts[key], outcome, facts, now)

@@ -133,7 +133,8 @@ def _environments(record: BatchRecord, attempts: Sequence[Attempt]) -> str:
         how = f"built in {span(each['seconds'])}" if each["built"] else "from the cache"
         rows += (
             f"<tr><td><code>{escape(each['identity'][:16])}</code></td><td>{escape(each['python'] or '–')}</td>"
-            f'<td class="n">{each["size"] / 1e6:.1f} MB</td><td>{how}</td><td>{_unpacked(attempts)}</td></tr>'
+            f'<td class="n">{each["size"] / 1e6:.1f} MB</td><td>{how}</td>'
+            f"<td>{_unpacked(attempts, each['identity'])}</td></tr>"
         )
     if not rows:
         return ""
@@ -143,15 +144,17 @@ def _environments(record: BatchRecord, attempts: Sequence[Attempt]) -> str:
     return f"<table>{head}{rows}</table>"
 
 
-def _unpacked(attempts: Sequence[Attempt]) -> str:
+def _unpacked(attempts: Sequence[Attempt], identity: str) -> str:
     """What providing it cost the tasks, where the wrapper told."""
     told = [attempt.facts["environment"] for attempt in attempts if attempt.facts.get("environment")]
-    hosts = {attempt.worker or attempt.host for attempt in attempts if attempt.host}
+    told = [each for each in told if each["identity"] == identity]
     if not told:
-        return f"{len(hosts)} workers" if hosts else "–"
-    unpacked = sum(1 for each in told if each.get("unpacked"))
-    waited = sum(float(each.get("waited") or 0) for each in told)
-    return f"unpacked {unpacked} times on {len(hosts)} workers; tasks waited {span(waited)} for it in all"
+        return "–"
+    unpacked = [each["unpacking"] for each in told if each["unpacked"]]
+    times = "once" if len(unpacked) == 1 else f"{len(unpacked)} times"
+    cost = f" in {span(sum(unpacked))}" if unpacked else ""
+    waited = sum(each["waited"] for each in told)
+    return f"unpacked {times}{cost} for {len(told)} jobs" + (f", which waited {span(waited)}" if waited >= 0.05 else "")
 
 
 def _table(jobs: Sequence[JobRecord]) -> str:

@@ -99,6 +99,7 @@ def make_task(engine: Engine, spool: Spool, submission: Submission) -> Any:
     command = f"exec python3 -s {runner.name} {described.name} {RESULT}"
     # The paths of every cached name must differ by content: an engine knows a cached file by its path.
     task = engine.PonchoTask(command, environment=outer)
+    task.collect_environment_stats()
     files.own(described.path, described.name)
     files.attach(task)
     output = spool.returned(submission.job_id, submission.attempt)
