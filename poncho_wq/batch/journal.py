@@ -337,12 +337,16 @@ class Journal:
     # -- managers and those who want something of them
 
     @contextmanager
-    def lease(self, batch: int, engine: str = "none") -> Iterator[None]:
-        """Be the one who runs this batch, for the block.  Raises ``EngineError`` when somebody else does."""
+    def lease(self, batch: int, engine: str | None = None) -> Iterator[None]:
+        """Be the one who runs this batch, for the block, on that engine, if on any.
+
+        Raises ``EngineError`` when somebody else does.
+        """
         try:
             # A manager that has just ended its batch lets go of it a moment later.
             with held(self.spool.batch_lock(batch), timeout=1):
-                self.seen(batch, engine, {})
+                if engine is not None:
+                    self.seen(batch, engine, {})
                 yield
         except LockTimeout as error:
             who = self.manager(batch)

@@ -48,7 +48,8 @@ def _rerun(args: argparse.Namespace) -> int:
         if journal.is_leased(record.id) and journal.request("rerun", record.id, numbers):
             print("asked the manager that runs the batch", file=sys.stderr)
             return SUCCESS
-        return manage(args, journal, record.id, rerun=True if numbers is None else numbers)
+        again = True if numbers is None else numbers
+        return manage(args, journal, journal.document(record.id), lambda: record.id, rerun=again)
 
 
 def _journal(args: argparse.Namespace) -> Journal:

@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from poncho_wq.cli.display import progress
 if TYPE_CHECKING:
     from poncho_wq.batch.front_ends import Loaded
     from poncho_wq.batch.journal import Journal
+    from poncho_wq.batch.model import Batch
 
 # Seconds between looks at what other processes want.
 TURN = 1.0
@@ -71,16 +72,19 @@ def _run(args: argparse.Namespace) -> int:
         _show(loaded)
         return SUCCESS
     senders_for(loaded.batch)
-    spool = Spool(args.save_dir)
-    with Journal(spool) as journal:
-        number = _resumed(journal, loaded, args.file) if args.resume else _added(journal, loaded)
-        return manage(args, journal, number)
+    with Journal(Spool(args.save_dir)) as journal:
+        if not args.resume:
+            journal.refuse_taken(loaded.batch)
+
+        def number() -> int:
+            return _resumed(journal, loaded, args.file) if args.resume else _added(journal, loaded)
+
+        return manage(args, journal, loaded.batch, number)
 
 
 def _added(journal: Journal, loaded: Loaded) -> int:
     from poncho_wq.batch.tasks import keep_inputs
 
-    journal.refuse_taken(loaded.batch)  # before what takes time
     return journal.add(keep_inputs(loaded.batch, journal.spool), front_end=loaded.front_end, source=loaded.source)
 
 
@@ -122,20 +126,27 @@ def _show(loaded: Loaded) -> None:
             print(f"    command {shlex.join(step.argv)}")
 
 
-def manage(args: argparse.Namespace, journal: Journal, number: int, *, rerun: bool | list[int] = False) -> int:
-    """Run a batch that is in the journal until it is over; the exit status says whether all its jobs completed."""
+def manage(
+    args: argparse.Namespace, journal: Journal, batch: Batch, number_of: Callable[[], int], *,
+    rerun: bool | list[int] = False,
+) -> int:  # fmt: skip
+    """Run a batch until it is over; the exit status says whether all its jobs completed.
+
+    ``number_of`` gives its number in the journal, once environment and engine are there: what fails before leaves the
+    journal as it was.
+    """
     from poncho_wq.batch.manager import Manager
     from poncho_wq.batch.notify import notifier, senders_for
     from poncho_wq.batch.preparing import prepare
     from poncho_wq.cli.batch_display import display
     from poncho_wq.progress import shown_by
 
-    record, batch = journal.batch(number), journal.document(number)
     senders = senders_for(batch)
     with progress() as say, shown_by(say):
-        journal.set_environment(number, prepare(batch))
+        facts = prepare(batch)
     with ExitStack() as stack:
         engine = stack.enter_context(_engine(args, batch))
+        number = number_of()
         show = stack.enter_context(display(journal, number, engine))
         manager = stack.enter_context(
             Manager(
@@ -146,14 +157,15 @@ def manage(args: argparse.Namespace, journal: Journal, number: int, *, rerun: bo
         manager.adopt(
             number, rerun=rerun, on_wait=lambda job: show.warn(f"waiting for the end of {job}, left by an earlier run")
         )
+        journal.set_environment(number, facts)
         while not manager.idle:
             manager.turn(TURN)
             show.look()
-    return report(journal, number, f"results: {journal.spool.save / record.folder}")
+    return report(journal, number, f"results: {journal.spool.save / journal.batch(number).folder}")
 
 
 @contextmanager
-def _engine(args: argparse.Namespace, batch: Any) -> Iterator[Any]:
+def _engine(args: argparse.Namespace, batch: Batch) -> Iterator[Any]:
     from poncho_wq.engines.opened import open_engine
 
     kind = args.engine or ("work_queue" if args.port or args.name else "local")

@@ -302,3 +302,39 @@ def test_a_message_by_matrix(folder: Path, homeserver: Homeserver) -> None:
     assert "no message could be sent to @me:here by matrix: http://127.0.0.1:" in warned.stderr
     assert "401" in warned.stderr
     assert "token" not in warned.stderr
+
+
+def test_what_fails_before_the_first_job_leaves_no_batch(folder: Path) -> None:
+    (folder / "go").touch()
+    (folder / "env.json").write_text('{"pipp": []}')
+    failed = cli("run", "b.yaml", "--environment", "env.json", cwd=folder)
+    assert failed.returncode == 2
+    assert "pipp" in failed.stderr
+    assert json.loads(cli("status", "--all", "--json", cwd=folder).stdout) == []
+    assert cli("run", "b.yaml", "--workers", "2", cwd=folder).returncode == 0
+
+
+def test_live_on_a_terminal(folder: Path) -> None:
+    (folder / "b.yaml").write_text(YAML.format(meta=""))
+    (folder / "slow.py").write_text("")
+    read, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poncho_wq.cli.main", "batch", "run", "b.yaml", "--workers", "2"], cwd=folder,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}, stdout=subprocess.DEVNULL, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    try:
+        while piece := os.read(read, 4096):
+            shown += piece
+    except OSError:  # the terminal is closed on its other side
+        pass
+    finally:
+        os.close(read)
+        assert process.wait(PATIENCE) == 1
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "wrong: failed (exit 7)" in text
+    assert "4/4" in text
+    assert re.search(r"3 completed +1 failed", text)
+    assert re.search(r"environment +[0-9.]+ MB, Python", text)
+    assert re.search(r"workers +1, 2 cores +this machine", text)

@@ -1,0 +1,183 @@
+"""The journal and the publishing of results: whole or not at all, whoever looks and whenever it is cut short."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poncho_wq.batch import publish as publishing
+from poncho_wq.batch.journal import Journal
+from poncho_wq.batch.model import DELETED, Batch, State
+from poncho_wq.batch.outcome import Outcome, lost, read
+from poncho_wq.batch.publish import publish, published, sweep
+from poncho_wq.batch.spool import RECEIPT, Spool
+from poncho_wq.errors import EngineError
+from tests.batch.conftest import job
+
+FACTS = {
+    "outcome": "ended", "problem": None, "missing": [], "host": "h", "worker": "w", "started": 1.0, "ended": 2.0,
+    "steps": [{"step": 0, "exit_code": 0, "signal": None}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Any:
+    with Journal(Spool(tmp_path)) as journal:
+        yield journal
+
+
+def _returned(path: Path, **files: str) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, text in {**{f"files/{k}": v for k, v in files.items()}, "result.json": json.dumps(FACTS)}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def test_what_is_written_together_is_there_whole_or_not_at_all(journal: Journal, tmp_path: Path) -> None:
+    number = journal.add(Batch(name="b", jobs=(job("a"), job("c"))), front_end="t")
+
+    def write() -> None:
+        with journal.together():
+            journal.set_job(1, state=State.RUNNING)
+            with journal.together():
+                journal.set_job(2, state=State.RUNNING)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
+    with Journal(Spool(tmp_path)) as other:
+        assert other.counts(number) == {State.WAITING: 2}
+
+
+def test_readers_do_not_wait_for_a_writer(journal: Journal, tmp_path: Path) -> None:
+    number = journal.add(Batch(name="b", jobs=(job("a"),)), front_end="t")
+    with journal.together():
+        journal.set_job(1, state=State.RUNNING)
+        with Journal(Spool(tmp_path), create=False) as other:
+            assert other.jobs(number)[0].state is State.WAITING
+
+
+def test_find(journal: Journal) -> None:
+    with pytest.raises(EngineError, match="there are no batches here"):
+        journal.find()
+    for namespace, name in (("n", "a"), ("m", "a"), ("n", "b")):
+        journal.add(Batch(name=name, namespace=namespace, jobs=(job("x"),)), front_end="t")
+    assert [journal.find(words).id for words in (None, "n/a", "m/a", "b", "2")] == [3, 1, 2, 3, 2]
+    with pytest.raises(EngineError, match=r"several batches are called a\nthere are: n/a, m/a"):
+        journal.find("a")
+    with pytest.raises(EngineError, match="there is no batch zz"):
+        journal.find("zz")
+
+
+def test_a_folder_is_one_batch_s(journal: Journal) -> None:
+    batch = Batch(name="b", namespace="n", jobs=(job("a"),))
+    journal.add(batch, front_end="t")
+    with pytest.raises(EngineError, match=r"there is a batch n/b in .* already"):
+        journal.add(batch, front_end="t")
+    again = journal.add(batch, front_end="t", folder="n/{id}")
+    assert journal.batch(again).folder == f"n/{again}"
+
+
+def test_kill_without_a_manager_and_with_one(journal: Journal, tmp_path: Path) -> None:
+    number = journal.add(Batch(name="b", jobs=(job("a"), job("c"))), front_end="t")
+    journal.kill(number, [1])
+    assert (journal.job(1).state, journal.job(1).reason) == (State.DELETED, DELETED)
+    assert journal.batch(number).ended is None
+    with Journal(Spool(tmp_path)) as manager, manager.lease(number, "local"):
+        assert journal.is_leased(number)
+        journal.kill(number)
+        assert [(each.kind, each.job) for each in manager.requests([number])] == [("kill", None)]
+        assert journal.job(2).state is State.WAITING
+    journal.kill(number)
+    assert journal.batch(number).ended is not None
+
+
+def test_nobody_is_asked_about_a_batch_that_is_over(journal: Journal) -> None:
+    number = journal.add(Batch(name="b", jobs=(job("a"),)), front_end="t")
+    assert journal.request("rerun", number)
+    journal.set_ended(number, 1.0)
+    assert not journal.request("rerun", number)
+    assert len(journal.requests([number])) == 1
+
+
+def test_a_journal_of_another_version_is_refused(journal: Journal, tmp_path: Path) -> None:
+    with sqlite3.connect(Spool(tmp_path).journal) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(EngineError, match="format 99, ours 1"):
+        Journal(Spool(tmp_path))
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+    Spool(tmp_path).make().journal.write_text("something else, long enough to be looked at" * 50)
+    with pytest.raises(EngineError, match="file is not a database"):
+        Journal(Spool(tmp_path))
+
+
+def test_results_cut_short_are_no_results(tmp_path: Path) -> None:
+    whole = _returned(tmp_path / "r.tar", x="1" * 5000).read_bytes()
+    assert read(tmp_path / "r.tar", job("a")) is not None
+    end = whole.index(b'"outcome"')
+    for size in (0, 1, 511, 512, 2000, end):
+        (tmp_path / "cut.tar").write_bytes(whole[:size])
+        assert read(tmp_path / "cut.tar", job("a")) is None
+
+
+def test_published_again_in_the_place_of_earlier_results(tmp_path: Path) -> None:
+    outcome = Outcome(state=State.COMPLETED, facts=FACTS)
+    for attempt, name in ((1, "old"), (2, "new")):
+        returned = _returned(tmp_path / "r.tar", **{name: "x"})
+        publish(returned, tmp_path / "b/a", job=7, attempt=attempt, outcome=outcome)
+    assert {path.name for path in (tmp_path / "b/a").iterdir()} == {"new", "stdout.txt", "stderr.txt", RECEIPT}
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["a"]
+    found = published(tmp_path / "b/a", job=7, attempt=2, described=job("a"))
+    assert found is not None
+    assert found.state is State.COMPLETED
+    assert published(tmp_path / "b/a", job=7, attempt=1, described=job("a")) is None
+    assert published(tmp_path / "b/a", job=8, attempt=2, described=job("a")) is None
+    publish(None, tmp_path / "b/a", job=7, attempt=3, outcome=lost(125, "why"), said="why")
+    assert (tmp_path / "b/a/stderr.txt").read_text() == "why"
+    assert published(tmp_path / "b/a", job=7, attempt=3, described=job("a")) is None
+
+
+def test_a_manager_that_dies_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome(state=State.COMPLETED, facts=FACTS)
+    publish(_returned(tmp_path / "r.tar", old="x"), tmp_path / "b/a", job=1, attempt=1, outcome=outcome)
+
+    class Dead(BaseException):
+        pass
+
+    real, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        if Path(target) == tmp_path / "b/a":
+            raise Dead
+        calls.append(target)
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing.Path, "rename", rename)
+        with pytest.raises(Dead):
+            publish(_returned(tmp_path / "r.tar", new="x"), tmp_path / "b/a", job=1, attempt=2, outcome=outcome)
+    (tmp_path / "b/.half.0123.partial").mkdir()
+    assert not (tmp_path / "b/a").exists()
+    sweep(tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["a"]
+    assert (tmp_path / "b/a/old").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
+def test_results_that_would_leave_their_directory_are_refused(tmp_path: Path, name: str) -> None:
+    outcome = Outcome(state=State.COMPLETED, facts=FACTS)
+    with tarfile.open(tmp_path / "r.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(EngineError, match="the results could not be stored"):
+        publish(tmp_path / "r.tar", tmp_path / "b/a", job=1, attempt=1, outcome=outcome)
+    assert list((tmp_path / "b").iterdir()) == []
