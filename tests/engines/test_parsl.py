@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -231,6 +232,8 @@ def test_htex_workers_run_inside_the_environment(
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
 
+    # Parsl pickles a function by reference to its module, and there is none of ours in the environment.
+    path_there = python_app(sysconfig.get_path)
     # For Parsl's own interchange, which runs here.
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("PONCHO_CACHE_DIR", str(shared_cache))
@@ -241,7 +244,7 @@ def test_htex_workers_run_inside_the_environment(
             launch_cmd=htex_launch_cmd({"env": {"WORD": "htex"}}, unpack_to=place),
         )  # fmt: skip
         with parsl.load(Config(executors=[executor], run_dir=str(tmp_path / "runinfo"), usage_tracking=0)):
-            _, prefix, _, _ = where(1).result(PATIENCE)
+            prefix = path_there("data").result(PATIENCE)
     finally:
         parsl.clear()
     assert Path(prefix).parent == place
