@@ -52,7 +52,7 @@ def test_a_graph_as_of_old_and_several_keys(dask_cluster: Cluster) -> None:
     graph = {"x": 1, "y": (abs, -2), "z": (sum, ["x", "y"])}
     get = dask_cluster.manager.get
     environment = {"env": {"WORD": "dask"}}
-    assert get(graph, "z", environment=environment, progress_disable=True) == 3
+    assert list(get(graph, ["z"], environment=environment, progress_disable=True)) == [3]
     assert list(get(graph, ["y", "z"], environment=environment, progress_disable=True)) == [2, 3]
 
 
