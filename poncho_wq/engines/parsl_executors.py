@@ -337,13 +337,15 @@ class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
 
     def _open(self) -> Any:
         config, factory = self.manager_config, self.factory_config
+        launched = self.worker_launch_method == "factory"
         return open_engine(
             "taskvine",
             port=config.port,
             name=config.project_name,
-            workers=factory.max_workers if self.worker_launch_method == "factory" else 0,
+            workers=factory.max_workers if launched else 0,
             cores=factory.cores or len(os.sched_getaffinity(0)),
-            factory=factory.batch_type if self.worker_launch_method == "factory" else None,
+            # Workers of this machine need no factory.
+            factory=factory.batch_type if launched and factory.batch_type != "local" else None,
             directory=config.vine_log_dir or os.path.join(self.run_dir, self.label),
             setup=self._set_up,
         )
