@@ -78,6 +78,7 @@ def rows() -> Iterator[Row]:
             yield paired(
                 f"Parsl apps a second, {APPS} apps", lambda: rate(apps.ours, APPS),
                 lambda: rate(apps.packed, PACKED_APPS), pairs=2, unit="apps/s",
-                peer_name="WorkQueueExecutor, pack=True", target=">= 10x", note=f"pack=True measured with {PACKED_APPS} apps",
+                peer_name="WorkQueueExecutor, pack=True", target=">= 10x",
+                note=f"pack=True measured with {PACKED_APPS} apps",
             )  # fmt: skip
         os.chdir("/")
