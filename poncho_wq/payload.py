@@ -116,7 +116,7 @@ class _Kept:
     """A function that was pickled, and the file that it went to while that is there."""
 
     watch: unchanging.Watch
-    by_value: frozenset[str] | None
+    told: tuple[frozenset[str] | None, tuple[str, ...]]
     file: weakref.ref[staging.SharedFile]
 
 
@@ -132,25 +132,27 @@ def _goes_by_value(by_value: frozenset[str] | None, module: str) -> bool:
     )
 
 
-def pickle_function(function: Callable[..., Any], by_value: frozenset[str] | None = None) -> staging.SharedFile:
-    """The content-addressed file of a function.
+def pickle_function(
+    function: Callable[..., Any], by_value: frozenset[str] | None = None, modules: tuple[str, ...] = ()
+) -> staging.SharedFile:
+    """The content-addressed file of a function.  ``modules`` are what it imports, for a warm interpreter to do before.
 
     ``by_value`` names the modules besides ``__main__`` whose functions and classes travel by value; None are all local
     ones, for who ships no local code.  Raises ``EngineError`` when it cannot be pickled.
     """
     kept = _kept_functions.get(id(function))
-    if kept is not None and kept.by_value == by_value and kept.watch.function is function and kept.watch.still():
+    if kept is not None and kept.told == (by_value, modules) and kept.watch.function is function and kept.watch.still():
         found = kept.file()
         if found is not None:
             return found
     # First, so that what changes while it is pickled is seen the next time.
     watched = unchanging.watch(function, partial(_goes_by_value, by_value))
-    header = f"poncho-function 1 {PYTHON}\n".encode()
+    header = " ".join(["poncho-function 1", PYTHON, *modules]).encode() + b"\n"
     file = staging.share("poncho-function", header + pickled(function, f"the function {_name_of(function)}", by_value))
     if watched is not None:
         while len(_kept_functions) >= _MOST_KEPT:
             _kept_functions.pop(next(iter(_kept_functions)), None)
-        _kept_functions[id(function)] = _Kept(watch=watched, by_value=by_value, file=weakref.ref(file))
+        _kept_functions[id(function)] = _Kept(watch=watched, told=(by_value, modules), file=weakref.ref(file))
     return file
 
 

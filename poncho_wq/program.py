@@ -3,8 +3,9 @@
     poncho-runner-DIGEST.py     a few lines of Python, with the byte code of ``runner.py`` as a literal
     # SOURCES                   the same as text, for a Python that cannot use that byte code: to say what is wrong
     # CLOUDPICKLE               this cloudpickle, compiled; read by those tasks alone that need the whole of it
+    # WARM                      ``warm/starting.py`` and ``warm/server.py``, compiled; for the first task of a worker
 
-The last two are comments, base64 of marshalled dictionaries.  One file, since each costs the manager and every worker
+The last three are comments, base64 of marshalled dictionaries.  One file, since each costs the manager and every worker
 something for every task; no zip, whose import machinery costs a task more than its own work does.
 
 Nearly every function needs a handful of cloudpickle's helpers to be loaded, and importing cloudpickle for them takes
@@ -63,6 +64,19 @@ def _runner_program(pid: int) -> staging.SharedFile:
     return staging.share("poncho-runner", _assembled(), ".py")
 
 
+def warm_client() -> staging.SharedFile:
+    """The shell's part of a warm interpreter.  Raises ``EngineError`` when it cannot be written."""
+    return _warm_client(os.getpid())
+
+
+@cache
+def _warm_client(pid: int) -> staging.SharedFile:
+    text = Path(__file__).parent.joinpath("warm", "client.sh").read_text(encoding="ascii")
+    # A worker's shell reads it for every task: without the comments.
+    lines = [line.strip() for line in text.splitlines()]
+    return staging.share("poncho-warm", "".join(f"{line}\n" for line in lines if line[:1] != "#").encode(), ".sh")
+
+
 @cache
 def _assembled() -> bytes:
     runner = Path(__file__).with_name("runner.py").read_text(encoding="utf-8")
@@ -73,7 +87,15 @@ def _assembled() -> bytes:
         for file in sorted(Path(cloudpickle.__file__).parent.glob("*.py"))
     }
     text = _TEXT.format(magic=importlib.util.MAGIC_NUMBER, code=marshal.dumps(code))
-    text += f"# SOURCES {_line(marshal.dumps(sources, 2))}\n# CLOUDPICKLE {_line(marshal.dumps(whole))}\n"
+    warm = {
+        name: compile(
+            Path(__file__).parent.joinpath("warm", name + ".py").read_bytes(), name, "exec", dont_inherit=True
+        )
+        for name in ("starting", "server")
+    }
+    for mark, content in (("SOURCES", marshal.dumps(sources, 2)), ("CLOUDPICKLE", marshal.dumps(whole)),
+                          ("WARM", marshal.dumps(warm))):  # fmt: skip
+        text += f"# {mark} {_line(content)}\n"
     return text.encode("ascii")
 
 

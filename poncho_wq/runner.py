@@ -1,12 +1,14 @@
 """Runs on the worker: loads a function and its arguments, calls it, and leaves what came of it in a file.
 
-    python3 PROGRAM FUNCTION ARGUMENTS RESULT [CODE [PLACE]]
+    python3 PROGRAM [--warm HOME] FUNCTION ARGUMENTS RESULT [CODE [PLACE]]
 
 PROGRAM is the file that ``poncho_wq.program`` makes: this module as ``__main__`` and the manager's cloudpickle under
 the private name ``_poncho_cloudpickle``.  FUNCTION is a file; ARGUMENTS either ``@file`` or base64 text; CODE an
 archive (zip) of the user's own modules, which is unpacked in the directory PLACE (default: here) under its own name,
 once for all tasks that name the same place.  The standard library only, Python 3.7 or later: nothing of the manager's
 is installed here.
+
+``--warm HOME``: start a warm server there, unless there is one; see ``poncho_wq/warm/__init__.py``.
 
 RESULT is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and B
 bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
@@ -123,9 +125,6 @@ def main(argv: list[str]) -> int:
 
 def _set_path(code: str | None = None, place: str = ".") -> None:
     """The task's own directory can be imported from, after everything else, so that no file in it hides a package."""
-    # Python put the program's directory first, unless $PYTHONSAFEPATH forbids it.
-    if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]
     if code is not None:
         directory = _unpacked(code, place)
         _refuse_shadowing(directory, sys.path)
@@ -226,7 +225,7 @@ def _load(function_file: str, arguments: str) -> tuple[Callable[..., Any], tuple
 
 
 def _check_header(line: bytes) -> None:
-    """``poncho-function 1 3.11``: by-value functions are byte code, which only the same minor version can run."""
+    """``poncho-function 1 3.11 MODULE…``: by-value functions are byte code, good for the same minor version only."""
     made_by = line.split()[2].decode()
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if made_by != here:
@@ -402,13 +401,42 @@ def _end(status: int, before: set[str] | None) -> None:
     sys.exit(status)
 
 
-def _run() -> None:
+def _run(words: list[str]) -> None:
+    # Python put the program's directory first, unless $PYTHONSAFEPATH forbids it.
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
+    if words[0] == "--serve":
+        _warm_code("starting", "server")
+        globals()["serve"](words[1], words[2], int(words[3]), words[4:])
     try:
         before: set[str] | None = _open_descriptors()
     except OSError:
         before = None
-    _end(main(sys.argv[1:]), before)
+    if words[0] == "--warm":
+        home = words[1]
+        del words[:2]
+        if home and not os.path.exists(home + "/cur"):
+            _start_server(home, words[0])
+    _end(main(words), before)
+
+
+def _start_server(home: str, function_file: str) -> None:
+    """Have a server do what this process does, from the next task on; whether it can be had is no task's concern."""
+    try:
+        with open(function_file, "rb") as file:
+            modules = file.readline().decode().split()[3:]
+        _warm_code("starting")
+        globals()["start_server"](home, os.path.abspath(__file__), os.path.dirname(home), modules)
+    except (OSError, ValueError):
+        pass
+
+
+def _warm_code(*names: str) -> None:
+    """The modules of ``poncho_wq.warm``, which are a line of the program and become part of this one."""
+    code = globals()["_tail"]("# WARM ")
+    for name in names:
+        exec(code[name], globals())
 
 
 if __name__ == "__main__":
-    _run()
+    _run(sys.argv[1:])

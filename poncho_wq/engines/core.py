@@ -22,7 +22,8 @@ from poncho_wq.analyze import reach_of_call
 from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
-from poncho_wq.program import runner_program
+from poncho_wq.program import runner_program, warm_client
+from poncho_wq.warm.wanted import Warm, modules_of, survives_fork
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ class Attachment:
     """An environment as seen by an engine: the shared inputs, and what goes before the command.
 
     Two words for the shell: ``python`` is the environment's interpreter, ``workspace`` a directory that lasts for as
-    long as the worker, for what its tasks share; "." is a task's own, and shared by none.
+    long as the worker, for what its tasks share; "." is a task's own, and shared by none.  ``warm``: the
+    environment's name for warm interpreters, None where the engine cannot have them.
     """
 
     cached: tuple[tuple[str, str], ...]
     prefix: str
     python: str = "python3"
     workspace: str = "."
+    warm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,7 @@ class Job:
 
     __slots__ = (
         "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "_stats", "before", "command",
-        "function", "plan", "unpack_to",
+        "function", "plan", "unpack_to", "warm",
     )  # fmt: skip
 
     def __init__(self, work: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,6 +101,7 @@ class Job:
         self._code: local_code.LocalCode | None = None
         self._stats: staging.OwnFile | None = None
         self.unpack_to: UnpackTo = "worker"
+        self.warm: Warm = False
         if isinstance(work, str):
             self._given: Any = kwargs.pop("environment", None)
             self.set_unpack_to(kwargs.pop("unpack_to", "worker"))
@@ -111,8 +115,10 @@ class Job:
         self._given = ours.get("environment")
         self.set_unpack_to(ours.get("unpack_to", "worker"))
         self.function = work
+        if "warm" in ours:
+            self.set_warm(ours["warm"])
         self._reach = reach = reach_of_call(work, args, kwargs)
-        self._function_file = payload.pickle_function(work, reach.by_value)
+        self._function_file = payload.pickle_function(work, reach.by_value, modules_of(reach))
         self._arguments = payload.pickle_arguments(args, kwargs, reach.by_value)
         self._code = local_code.pack_local(reach)
         self._result = staging.OwnFile("-result")
@@ -149,6 +155,15 @@ class Job:
         self._refuse_when_planned("where its environment is unpacked")
         self.unpack_to = where
 
+    def set_warm(self, warm: Warm) -> None:
+        """Whether to use a warm interpreter.  Raises ``EngineError`` for a command and after submission."""
+        if warm not in ("auto", True, False):
+            raise EngineError(f'warm is "auto", True or False, not {warm!r}')
+        if self.function is None:
+            raise EngineError("only a function task can have a warm interpreter; a command starts its own programs")
+        self._refuse_when_planned("how it starts")
+        self.warm = warm
+
     def collect_stats(self) -> None:
         """Have the wrapper's statistics come back.  Raises ``EngineError`` after submission."""
         self._refuse_when_planned("what it collects")
@@ -173,7 +188,7 @@ class Job:
     def clone(self) -> Job:
         """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
         new = Job.__new__(Job)
-        for name in ("before", "command", "function", "_given", "_reach", "_code", "unpack_to"):
+        for name in ("before", "command", "function", "_given", "_reach", "_code", "unpack_to", "warm"):
             setattr(new, name, getattr(self, name))
         new.plan = None
         new._stats = None if self._stats is None else staging.OwnFile("-stats")
@@ -234,21 +249,38 @@ class Job:
         cached = attached.cached
         runner = runner_program()
         arguments, pickled = self._arguments, self._function_file
-        # -s: the packages of whoever owns the worker are not the environment's.
-        call = f"{attached.python} -s ./{runner.name} {pickled.name} {arguments.word} {payload.RESULT_NAME}"
+        words = f"{pickled.name} {arguments.word} {payload.RESULT_NAME}"
+        place = ""
         if self._code is not None:
             refuse_shadowing(self._code.modules, env)
             code = self._code.file
             cached = (*cached, (code.path, code.name))
-            call += f" {code.name} {attached.workspace}"
+            words += f" {code.name}"
+            place = f" {attached.workspace}"
+        # -s: the packages of whoever owns the worker are not the environment's.
+        start = f"{attached.prefix}{attached.python} -s ./{runner.name} "
+        if self._wants_warm(attached):
+            client = warm_client()
+            cached = (*cached, (client.path, client.name))
+            # The shell asks the warm server.  It goes on where there is none, and where that cannot do it.
+            command = f"_poncho_id={attached.warm}-{runner.digest[:8]}; set -- {words}; . ./{client.name}; "
+            command += f'{start}--warm "$_poncho_warm" "$@"{place}'
+        else:
+            command = start + words + place
         return Plan(
             environment=env,
-            command=attached.prefix + call,
+            command=command,
             cached=(*cached, (runner.path, runner.name), (pickled.path, pickled.name)),
             inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
             buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
             outputs=((self._result.path, payload.RESULT_NAME),),
         )
+
+    def _wants_warm(self, attached: Attachment) -> bool:
+        # What a shell does before a task, and what the wrapper says of it, is of a process of the task's own.
+        if not self.warm or attached.warm is None or self.before or self._stats is not None:
+            return False
+        return self.warm is True or (self._reach is not None and survives_fork(modules_of(self._reach)))
 
     def _environment_of(self, means: Means) -> Environment:
         if self._given is not None:
@@ -259,13 +291,13 @@ class Job:
         return prepared(refuse_unresolved(self._reach).spec)
 
 
-_OURS = ("environment", "unpack_to")
+_OURS = ("environment", "unpack_to", "warm")
 
 
 def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Check the call and take what is ours out of ``kwargs``, unless the function has a parameter of that name.
 
-    Returns what was there of ``environment`` and ``unpack_to``.  Raises ``TypeError`` as the call itself would.
+    Returns what was there of ``environment``, ``unpack_to``, ``warm``.  Raises ``TypeError`` as the call itself would.
     """
     if not any(name in kwargs for name in _OURS) and _fits_plainly(function, args, kwargs):
         return {}
@@ -395,6 +427,8 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
         # By its path: where the environment has none, the worker's own would be found on PATH.
         python=f"{inside}/bin/python3",
         workspace=workspace,
+        # A node's environment may be evicted when no wrapper's command uses it any more; a server is none.
+        warm=short if unpack_to == "worker" else None,
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from poncho_wq.engines.core import UnpackTo
     from poncho_wq.engines.stand_in import Task as _Base
     from poncho_wq.prepare import Environment, EnvironmentLike
+    from poncho_wq.warm.wanted import Warm
 
     WorkQueue: Any
 else:
@@ -189,6 +190,17 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         if self._stats is None or self._stats[0] != run:
             self._stats = run, self._job.stats()
         return self._stats[1]
+
+    def specify_warm(self, warm: Warm) -> None:
+        """Whether the function may run in a warm interpreter: a forked child of a process, one for each environment and
+        worker, that has done the imports.  ``"auto"``: unless it imports what is known not to survive that.  The
+        default is False.
+
+        It costs a tenth of a fresh one, and no task sees another's state; but the child is no descendant of the task's
+        shell, so that what measures processes by their ancestors does not see it.  Raises ``EngineError`` for a command
+        task, and after submission.
+        """
+        self._job.set_warm(warm)
 
     def specify_monitor_output(self, directory: str) -> Any:
         """Where the resource monitor leaves this task's summary.  Raises ``EngineError`` when it is nowhere."""

@@ -1,0 +1,33 @@
+"""Warm interpreters: a function task in a forked child of a process that has imported already.
+
+THE STORY.  Work Queue's worker W runs tasks, each as ``sh -c COMMAND``, the leader of a process group of its own.
+
+  T1  is the first task of its environment on W.  Its shell reads ``client.sh``, finds no server, and is replaced by the
+      wrapper, the environment's Python and the runner, as any task.  Before it calls the function, the runner starts a
+      server S: a process of its own group, in none of the task's directories, with none of its descriptors.
+  S   imports what the function's file names, forks once to see whether that works, and ends for good if threads remain.
+      Then it publishes its FIFOs by renaming ``cur``, and waits.
+  T2  reads ``cur``, claims a reply FIFO by creating a file that must not exist, and sends one line: its pid, the slot,
+      and the words that its runner would have been given.
+  C   is S's child for T2.  It enters T2's process group, takes T2's working directory, environment variables,
+      descriptors, umask and limits from /proc and pidfd_getfd, says "started", and is from then on what T2's Python
+      would have been, with the imports done.  If anything at all is odd before "started", C ends, and T2 runs as T1
+      did.
+  S   reaps C and tells T2 how it ended; T2 ends in the same way.
+  W   kills T2's group (cancel, lost manager): C is in it.  W kills T2's pid alone (running_time_max): S sees it by T2's
+      pidfd and kills the group.  S dies: T2 finds the end of its reply FIFO, and kills its group with itself.
+      W dies, or its directory goes, or nothing has come for a while: S ends.
+
+Why no task sees another's state: S never runs a task's function, nor unpickles anything of it; it imports installed
+modules by name, as the environment has them, and no file of a task.  What C does happens in C's memory.  Random number
+generators are seeded again.  Variables that Python or a library reads when it starts (``PYTHON*``, ``LD_*``,
+``OMP_*`` …) must be S's own, else the task runs fresh; the thread counts are part of the name of S's directory.  One
+difference to fresh interpreters: the seed of ``hash("text")`` is S's, and so the same for all of its tasks.
+
+C is outside T2's process *tree* (its parent is S), though in its group: who measures a task by its tree does not see C.
+So a task under Work Queue's resource monitor runs fresh.
+
+    client.sh     the shell's part: built-ins only, since every process that it starts would cost as much as the child
+    server.py     S and C: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
+    starting.py   how T1 starts S
+"""

@@ -1,0 +1,604 @@
+"""The warm server and its children; part of the runner's program, whose names it uses.  See ``warm/__init__.py``."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poncho_wq.runner import _end, _open_descriptors, main
+    from poncho_wq.warm.starting import ANY, unfit
+
+SLOTS = 64
+# Seconds without a task after which the server ends, and between looks at what no descriptor tells.
+IDLE_VARIABLE = "PONCHO_WARM_IDLE"
+IDLE = 120.0
+LOOK = 2.0
+# Seconds that imports, or one request, may take; who takes longer is ended by SIGALRM, and tasks run fresh.
+IMPORT_LIMIT = 120
+REQUEST_LIMIT = 60
+# Megabytes that the idle server may have in memory.
+MEMORY_VARIABLE = "PONCHO_WARM_MEMORY"
+MEMORY = 1024
+
+# They start threads, or a device's runtime, when imported or first used, and do not work in a forked child.
+UNFIT = frozenset({"cupy", "grpc", "jax", "mpi4py", "polars", "pycuda", "ray", "tensorflow"})
+# Variables that are read when Python or a library starts: a child cannot have others than its server.
+_SENSITIVE = (
+    b"PYTHON", b"LD_", b"LC_", b"LANG", b"TZ", b"OMP_", b"KMP_", b"GOMP_", b"MKL_", b"OPENBLAS_", b"GOTO_", b"BLIS_",
+    b"NUMEXPR_", b"NUMBA_", b"VECLIB_", b"NPY_", b"MPL", b"MALLOC_", b"GLIBC_", b"CUDA_", b"NVIDIA_", b"HIP_", b"ROCR_",
+    b"HOME", b"XDG_", b"CCTOOLS_", b"SSL_", b"OPENSSL_",
+)  # fmt: skip
+_TEMPORARY = (b"TMPDIR", b"TEMP", b"TMP")
+_PIDFD_GETFD = 438
+
+
+class _Odd(Exception):
+    """Something about the task that the server cannot do as a fresh interpreter would."""
+
+
+class _Task:
+    """A client, and the child that works for it."""
+
+    __slots__ = ("child", "childfd", "client", "clientfd", "slot")
+
+    def __init__(self, client: int, clientfd: int, slot: int) -> None:
+        self.client, self.clientfd, self.slot = client, clientfd, slot
+        self.child = 0
+        self.childfd = -1
+
+
+def serve(home: str, workspace: str, parent: int, modules: list[str]) -> None:
+    """The server's whole life; ends the process."""
+    # What a library does with temporary files when it is imported must not be in the directory of the first task.
+    for name in _TEMPORARY:
+        os.environb[name] = home.encode()
+    server = _Server(home, workspace, parent)
+    try:
+        if server.may_import(modules) and server.learn(modules) and server.probe():
+            server.publish()
+            server.run()
+    finally:
+        # A child that has left files open comes by here on its way to the interpreter's ordinary end.
+        if not server.is_child:
+            server.end()
+            os._exit(0)
+
+
+class _Server:
+    def __init__(self, home: str, workspace: str, parent: int) -> None:
+        self.home, self.workspace = home, workspace
+        self.place = f"{home}/{os.getpid()}"
+        self.prefix = os.environ["PONCHO_PREFIX"]
+        self.environ = _environ_of("/proc/self")
+        self.lock = 3  # held for as long as this process lives
+        self.parent = os.pidfd_open(parent)
+        self.requests = -1
+        self.replies: list[int] = []
+        self.started = _shared_bytes(SLOTS)
+        self.getfd = _system_call()
+        self.seen: set[bytes] = set()
+        self.imported: set[str] = set()
+        self.tasks: dict[int, _Task] = {}
+        self.poll = select.poll()
+        self.leaving = self.is_child = False
+        self.used = time.monotonic()
+        self.served = self.refused = 0
+        self.buffer = b""
+        self.reported = -1
+
+    # -- before the first task
+
+    def may_import(self, modules: list[str]) -> bool:
+        """Whether none of them is known not to survive a fork."""
+        no = unfit(self.home)
+        known = [name for name in modules if name.partition(".")[0] in UNFIT]
+        if known and not no.issuperset(known):
+            self.condemn(known)
+        return not (known or ANY in no or no & set(modules))
+
+    def learn(self, modules: list[str]) -> bool:
+        """Import modules; False when this process is no longer fit to be forked.  Failures are the task's to report."""
+        new = [name for name in modules if name not in self.imported]
+        self.imported.update(new)
+        if not new:
+            return True
+        signal.alarm(IMPORT_LIMIT)
+        for name in new:
+            try:
+                __import__(name)
+            except ModuleNotFoundError as missing:
+                # The function may do without; and it did nothing to this process.
+                if missing.name != name:
+                    self.condemn([name])
+                    return False
+            except BaseException:
+                # A task that needs it says so better.  But what it did to this process, nobody knows.
+                self.condemn([name])
+                return False
+        signal.alarm(0)
+        if _megabytes() > _number(MEMORY_VARIABLE, MEMORY):
+            self.condemn(new)
+            return False
+        return True
+
+    def probe(self) -> bool:
+        """Fork once.  Libraries such as OpenBLAS end their threads then; where any remain, a child could wait for ever
+        for a lock that a thread held."""
+        import gc
+
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0 and len(os.listdir("/proc/self/task")) == 1:
+            return True
+        self.condemn(sorted(self.imported) or [ANY])
+        return False
+
+    def condemn(self, modules: list[str]) -> None:
+        """Note that no later server of this directory shall import these."""
+        with open(self.home + "/unfit", "a", encoding="utf-8") as file:
+            file.write("".join(name + "\n" for name in modules))
+
+    def publish(self) -> None:
+        """Make the FIFOs, and then the pointer to them."""
+        os.mkdir(self.place, 0o700)
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        for name in ("requests", *(f"reply.{slot}" for slot in range(SLOTS))):
+            os.mkfifo(f"{self.place}/{name}", 0o600)
+            fd = os.open(f"{self.place}/{name}", flags)
+            if name == "requests":
+                self.requests = fd
+            else:
+                self.replies.append(fd)
+        for fd in (self.requests, self.parent):
+            self.poll.register(fd, select.POLLIN)
+        self.report()
+        partial = f"{self.place}/cur"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(os.path.basename(self.place) + "\n")
+        os.rename(partial, self.home + "/cur")
+
+    def report(self) -> None:
+        """What there is to know about this server, for who looks."""
+        if self.reported == self.served + self.refused:
+            return
+        self.reported = self.served + self.refused
+        limit = _number(MEMORY_VARIABLE, MEMORY)
+        text = (
+            f"poncho-warm 1 pid={os.getpid()} megabytes={_megabytes():.0f} limit={limit:.0f} "
+            f"served={self.served} refused={self.refused} modules={','.join(sorted(self.imported)) or '-'}\n"
+        )
+        with open(self.place + "/status", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(self.place + "/status", self.home + "/status")
+
+    # -- tasks
+
+    def run(self) -> None:
+        """Serve until there is a reason not to."""
+        looked = time.monotonic()
+        while not (self.leaving and not self.tasks):
+            for fd, _ in self.poll.poll(LOOK * 1000):
+                if fd == self.parent:
+                    return
+                if fd == self.requests:
+                    self.read()
+                elif fd in self.tasks:
+                    self.look_after(fd)
+            now = time.monotonic()
+            if self.tasks:
+                self.used = now
+            if now - looked >= LOOK:
+                looked = now
+                if not self.is_wanted(now):
+                    self.leave()
+
+    def is_wanted(self, now: float) -> bool:
+        """What no descriptor tells."""
+        try:
+            with open(self.home + "/cur", encoding="utf-8") as file:
+                mine = file.read().strip() == str(os.getpid())
+            self.sweep()
+            self.report()
+        except OSError:
+            return False
+        return (
+            mine
+            and now - self.used < _number(IDLE_VARIABLE, IDLE)
+            and _megabytes() <= _number(MEMORY_VARIABLE, MEMORY)
+            and self.environment_is_there()
+        )
+
+    def environment_is_there(self) -> bool:
+        """Whether nobody has removed it from the worker's disk."""
+        return os.path.exists(self.prefix + "/poncho/ready")
+
+    def sweep(self) -> None:
+        """Free the slots of those who died before they were heard."""
+        busy = {task.slot for task in self.tasks.values()}
+        for slot in range(SLOTS):
+            path = f"{self.place}/claim.{slot}"
+            if slot in busy:
+                continue
+            try:
+                if time.time() - os.stat(path).st_mtime < 2 * LOOK:
+                    continue
+                with open(path, encoding="utf-8") as file:
+                    pid = int(file.read() or "0")
+                if not os.path.exists(f"/proc/{pid}"):
+                    self.free(slot)
+            except (FileNotFoundError, ValueError):
+                continue
+
+    def read(self) -> None:
+        try:
+            self.buffer += os.read(self.requests, 65536)
+        except BlockingIOError:
+            return
+        *lines, self.buffer = self.buffer.split(b"\n")
+        for line in lines:
+            signal.alarm(REQUEST_LIMIT)
+            try:
+                self.handle(line.split(b" "))
+            except (OSError, ValueError, IndexError):
+                # Not one of our clients' lines, or one whose client has gone; another sees the end of its FIFO.
+                pass
+            finally:
+                signal.alarm(0)
+
+    def handle(self, words: list[bytes]) -> None:
+        """``run PID SLOT FUNCTION ARGUMENTS RESULT [CODE]`` or ``free PID SLOT``."""
+        client, slot = int(words[1]), int(words[2])
+        if not 0 <= slot < SLOTS or self.claimed_by(slot) != client:
+            return
+        if words[0] == b"free":
+            self.free(slot)
+            return
+        self.used = time.monotonic()
+        clientfd = os.pidfd_open(client)
+        task = _Task(client, clientfd, slot)
+        try:
+            fit = not self.leaving and self.environment_is_there() and self.know(client, words[3])
+        except OSError:
+            fit = False
+        if not fit:
+            os.close(clientfd)
+            self.refuse(task)
+            return
+        self.started[slot] = 0
+        task.child = os.fork()
+        if task.child == 0:
+            self.child(task, [word.decode() for word in words[3:]])
+        try:
+            task.childfd = os.pidfd_open(task.child)
+        except OSError:
+            # Unwatched it must not be; it may have begun, so that it cannot be done again.
+            os.kill(task.child, signal.SIGKILL)
+            os.waitpid(task.child, 0)
+            os.close(clientfd)
+            self.reply(task, f"signal {signal.SIGKILL:d}")
+            return
+        for fd in (task.childfd, clientfd):
+            self.tasks[fd] = task
+            self.poll.register(fd, select.POLLIN)
+
+    def know(self, client: int, function: bytes) -> bool:
+        """Import what a function's file names, when it comes for the first time."""
+        if function in self.seen:
+            return True
+        if b"/" in function:
+            return False
+        with open(f"/proc/{client}/cwd/".encode() + function, "rb") as file:
+            modules = file.readline(4096).decode().split()[3:]
+        if not self.may_import(modules):
+            return False
+        before = set(self.imported)
+        fit = self.learn(modules)
+        if fit and self.imported - before:
+            fit = self.probe()
+        if not fit:
+            # Tasks of other functions find another server.
+            self.leave()
+            return False
+        self.seen.add(function)
+        return True
+
+    def look_after(self, fd: int) -> None:
+        """A child has ended, or a client."""
+        task = self.tasks[fd]
+        if fd == task.clientfd:
+            self.poll.unregister(fd)
+            del self.tasks[fd]
+            os.close(fd)
+            task.clientfd = -1
+            if task.childfd < 0:
+                self.free(task.slot)
+                return
+            # The child is not reaped yet, so that its group cannot be another's.
+            self.kill(task)
+            return
+        ended = os.waitid(os.P_PID, task.child, os.WEXITED | os.WNOHANG)
+        if ended is None:
+            return
+        self.poll.unregister(fd)
+        del self.tasks[fd]
+        os.close(fd)
+        task.childfd = -1
+        if not self.started[task.slot]:
+            self.refuse(task)
+        else:
+            self.served += 1
+            how = "exit" if ended.si_code == os.CLD_EXITED else "signal"
+            self.reply(task, f"{how} {ended.si_status}")
+        if task.clientfd < 0:
+            self.free(task.slot)
+
+    def kill(self, task: _Task) -> None:
+        try:
+            group = os.getpgid(task.child)
+        except OSError:
+            group = 0
+        for kill, target in ((os.killpg, group), (os.kill, task.child)):
+            try:
+                if target in (task.client, task.child):
+                    kill(target, signal.SIGKILL)
+            except OSError:
+                pass
+
+    def refuse(self, task: _Task) -> None:
+        self.refused += 1
+        self.reply(task, "fresh 0")
+
+    def reply(self, task: _Task, words: str) -> None:
+        try:
+            os.write(self.replies[task.slot], f"{task.client} {words}\n".encode())
+        except OSError:
+            pass
+
+    def claimed_by(self, slot: int) -> int:
+        with open(f"{self.place}/claim.{slot}", encoding="utf-8") as file:
+            return int(file.read())
+
+    def free(self, slot: int) -> None:
+        """Let the next client have a slot, with nothing in its FIFO."""
+        for fd in [fd for fd, task in self.tasks.items() if task.slot == slot]:
+            if self.tasks[fd].childfd >= 0:
+                return
+            self.poll.unregister(fd)
+            del self.tasks[fd]
+            os.close(fd)
+        try:
+            while os.read(self.replies[slot], 4096):
+                pass
+        except BlockingIOError:
+            pass
+        os.unlink(f"{self.place}/claim.{slot}")
+
+    # -- the end
+
+    def leave(self) -> None:
+        """Take no more tasks; those that run are looked after to their end."""
+        if not self.leaving:
+            self.leaving = True
+            self.unpublish()
+
+    def unpublish(self) -> None:
+        try:
+            with open(self.home + "/cur", encoding="utf-8") as file:
+                if file.read().strip() == os.path.basename(self.place):
+                    os.unlink(self.home + "/cur")
+        except OSError:
+            pass
+
+    def end(self) -> None:
+        """Kill what runs, and remove what is ours."""
+        for task in set(self.tasks.values()):
+            if task.childfd >= 0:
+                self.kill(task)
+        self.unpublish()
+        try:
+            # By one step, so that no client makes a file where a FIFO was.
+            os.rename(self.place, self.place + ".gone")
+            for name in os.listdir(self.place + ".gone"):
+                os.unlink(f"{self.place}.gone/{name}")
+            os.rmdir(self.place + ".gone")
+        except OSError:
+            pass
+
+    # -- the child
+
+    def child(self, task: _Task, words: list[str]) -> None:
+        """Become what the client's Python would be; never returns."""
+        status = 1
+        try:
+            reply = self.replies[task.slot]
+            fds = [self.lock, self.parent, self.requests, *(fd for fd in self.replies if fd != reply)]
+            for fd in [*fds, *(fd for fd in self.tasks if fd != task.clientfd)]:
+                os.close(fd)
+            _take_place(task, self.getfd, self.environ)
+            os.close(task.clientfd)
+            import gc
+
+            gc.enable()
+            _refresh()
+            self.started[task.slot] = 1
+            os.write(reply, f"{task.client} started {os.getpid()}\n".encode())
+            os.close(reply)
+            del self.started
+        except BaseException as odd:
+            with open(self.home + "/refused", "w", encoding="utf-8") as file:
+                file.write(f"{type(odd).__name__}: {odd}\n")
+            os._exit(1)
+        try:
+            self.is_child = True
+            before = _open_descriptors()
+            sys.argv[1:] = words
+            if len(words) > 3:
+                words.append(self.workspace)
+            status = main(words)
+            _end(status, before)
+        except SystemExit:
+            raise
+        except BaseException:
+            os._exit(1)
+
+
+def _environ_of(proc: str) -> dict[bytes, bytes]:
+    """The variables that a process was started with."""
+    with open(proc + "/environ", "rb") as file:
+        return dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+
+
+def _kept_environ(environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return {name: value for name, value in environ.items() if name.startswith(_SENSITIVE)}
+
+
+def _take_place(task: _Task, getfd: Any, initial: dict[bytes, bytes]) -> None:
+    """Be in the client's group, directory and environment, with its streams, umask, limits and priority.
+
+    Raises ``_Odd`` or ``OSError`` when that cannot be had exactly.
+    """
+    client, proc = task.client, f"/proc/{task.client}"
+    if os.stat(proc).st_uid != os.getuid():
+        raise _Odd("not a process of ours")
+    _take_environ(proc, initial)
+    # Work Queue makes its task the leader of a group from outside, which fails when the task's shell is quicker.
+    os.setpgid(0, client if os.getpgid(client) == client else 0)
+    os.chdir(proc + "/cwd")
+    _take_limits(client, proc)
+    _take_streams(task, proc, getfd)
+    # Whoever had that pid may have died, and another have got it, while we looked: then none of this was the client's.
+    if select.select([task.clientfd], [], [], 0)[0]:
+        raise _Odd("the client has gone")
+
+
+def _take_environ(proc: str, initial: dict[bytes, bytes]) -> None:
+    theirs = _environ_of(proc)
+    # As the wrapper does it; see `_poncho_exec` there.
+    for name in (b"PYTHONPATH", b"PYTHONHOME"):
+        theirs.pop(name, None)
+    prefix = os.environb[b"PONCHO_PREFIX"]
+    theirs[b"PONCHO_PREFIX"] = theirs[b"CONDA_PREFIX"] = prefix
+    path = theirs.get(b"PATH")
+    if b":" not in prefix:
+        theirs[b"PATH"] = prefix + b"/bin" + (b":" + path if path else b"")
+    theirs.update(_activation(prefix, theirs))
+    odd = _kept_environ(theirs).items() ^ _kept_environ(initial).items()
+    if odd:
+        names = ", ".join(sorted({name.decode(errors="replace") for name, _ in odd}))
+        raise _Odd(f"variables that are read when Python starts are not the server's: {names}")
+    # What Python, or a module, has set here when it started or was imported, it would have set there.
+    ours = os.environb
+    for name, value in ours.items():
+        if initial.get(name) != value and theirs.get(name) == initial.get(name) and name not in _TEMPORARY:
+            theirs[name] = value
+    for name in [name for name in ours if name not in theirs]:
+        del ours[name]
+    for name, value in theirs.items():
+        if ours.get(name) != value:
+            ours[name] = value
+
+
+def _activation(prefix: bytes, environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """What the environment's activation sets for a task with these variables, as the wrapper recorded it.
+
+    Most environments have none.  For the others a shell says it, which costs less than a fresh interpreter.
+    """
+    with open(prefix + b"/poncho/ready", "rb") as file:
+        text = file.read()
+    body = text.partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
+    if body.strip() == b":":
+        return {}
+    import re
+
+    names = sorted(set(re.findall(rb"(?m)^(?:export )?([A-Za-z_][A-Za-z0-9_]*)=", body)))
+    values = b" ".join(b'"${' + name + b'-}"' for name in names)
+    script = b'. "$PONCHO_PREFIX/poncho/ready" && _poncho_activate && printf "%s\\0" ' + values
+    reading, writing = os.pipe()
+    child = os.posix_spawn("/bin/sh", [b"sh", b"-c", script], environ, file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1)])
+    os.close(writing)
+    with open(reading, "rb") as file:
+        found = file.read().split(b"\0")[:-1]
+    if os.waitpid(child, 0)[1] != 0 or len(found) != len(names):
+        raise _Odd("the environment's activation failed")
+    return dict(zip(names, found))  # noqa: B905 # strict= is Python 3.10's
+
+
+def _take_limits(client: int, proc: str) -> None:
+    import resource
+
+    with open(proc + "/status", "rb") as file:
+        umask = next(int(line.split()[1], 8) for line in file if line.startswith(b"Umask:"))
+    os.umask(umask)
+    nice = os.getpriority(os.PRIO_PROCESS, client)
+    if nice != os.getpriority(os.PRIO_PROCESS, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if os.sched_getaffinity(client) != os.sched_getaffinity(0):
+        os.sched_setaffinity(0, os.sched_getaffinity(client))
+    for kind in {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}:
+        limit = resource.prlimit(client, kind)
+        if limit != resource.getrlimit(kind):
+            resource.setrlimit(kind, limit)
+
+
+def _take_streams(task: _Task, proc: str, getfd: Any) -> None:
+    found = []
+    for number, flags in ((3, os.O_RDONLY), (8, os.O_WRONLY | os.O_APPEND), (9, os.O_WRONLY | os.O_APPEND)):
+        fd = getfd(_PIDFD_GETFD, task.clientfd, number, 0) if getfd is not None else -1
+        # Forbidden (Yama, seccomp): the file by its name.  To its end, where the other descriptor has written to.
+        found.append(fd if fd >= 0 else os.open(f"{proc}/fd/{number}", flags | os.O_NOCTTY))
+    for number, fd in enumerate(found):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _refresh() -> None:
+    """Python's own generator seeds itself after a fork; numpy's global one does not.  Nor is $TMPDIR the server's."""
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile.tempdir = None  # type: ignore[attr-defined]
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None:
+        numpy.seed()
+
+
+def _shared_bytes(size: int) -> Any:
+    import mmap
+
+    return mmap.mmap(-1, size)
+
+
+def _system_call() -> Any:
+    """``syscall`` of the C library; None where it cannot be had."""
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None).syscall
+        call.restype = ctypes.c_long
+        return call
+    except Exception:
+        return None
+
+
+def _megabytes() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _number(variable: str, default: float) -> float:
+    """What the worker's owner says; a worker's variables are its tasks'."""
+    try:
+        return float(os.environ.get(variable) or default)
+    except ValueError:
+        return default

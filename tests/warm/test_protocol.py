@@ -1,0 +1,448 @@
+"""The warm server and its clients: each trap of the protocol, and the way back to a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.warm.conftest import Workspace, alive, named, nothing, parent, until
+
+SLEEPER = named(
+    """
+def f(file, seconds=60):
+    import os, subprocess, time
+    child = subprocess.Popen(["sleep", str(seconds)])
+    with open(file + ".new", "w") as out:
+        out.write(f"{os.getpid()} {child.pid}")
+    os.rename(file + ".new", file)
+    time.sleep(seconds)
+"""
+)
+
+
+def _running(workspace: Workspace, **options: Any) -> tuple[Any, int, int]:
+    """A warm task that runs: the task, the pid of its Python and of that one's child."""
+    task = workspace.start(SLEEPER, str(workspace.root / f"pids.{workspace.count}"), **options)
+    file = workspace.root / f"pids.{workspace.count - 1}"
+    until(file.exists, "the task's start")
+    one, other = map(int, file.read_text().split())
+    return task, one, other
+
+
+# -- what a warm task is
+
+
+def test_the_second_task_is_warm_and_where_it_belongs(any_shell: Workspace) -> None:
+    look = named("def f():\n    import os\n    return os.getppid(), os.getcwd(), os.environ['OWN'], os.getpgid(0)")
+    server = any_shell.warm_up()
+    task = any_shell.start(look, environ={"OWN": "a b'c"})
+    task.status = task.process.wait(30)
+    assert (task.status, task.said) == (0, "")
+    assert task.value == (server, str(task.home), "a b'c", task.process.pid)
+
+
+def test_streams_are_the_task_s(any_shell: Workspace) -> None:
+    speak = named(
+        "def f():\n import os, sys\n print('out')\n sys.stdout.flush()\n os.system('echo shell')\n"
+        " sys.stderr.write('err\\n')\n return sys.stdin.read()"
+    )
+    any_shell.warm_up()
+    task = any_shell.run(speak, before="echo before; ")
+    assert task.value == ""
+    assert task.said == "before\nout\nshell\nerr\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("return 1", 0),
+        ("raise ValueError('x')", 1),
+        ("import sys; sys.exit(7)", 7),
+        ("import os; os._exit(3)", 3),
+        ("import os; os._exit(255)", 255),
+        ("import os; os.kill(os.getpid(), 9)", -9),
+        ("import os; os.kill(os.getpid(), 11)", -11),
+        ("import os, signal; signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15)", -15),
+    ],
+)
+def test_a_task_ends_as_its_function_does(any_shell: Workspace, body: str, status: int) -> None:
+    server = any_shell.warm_up()
+    assert any_shell.run(named(f"def f():\n    {body}")).status == status
+    # And the next one does not notice.
+    assert any_shell.run(parent).value == server
+
+
+def test_exit_functions_threads_and_open_files_as_in_a_fresh_one(workspace: Workspace) -> None:
+    late = named(
+        "def f():\n import atexit, threading, time\n global kept\n kept = open('left', 'w')\n kept.write('words')\n"
+        " atexit.register(print, 'exit')\n"
+        " threading.Thread(target=lambda: (time.sleep(0.2), open('thread', 'w'))).start()"
+    )
+    workspace.warm_up()
+    task = workspace.run(late)
+    assert (task.status, task.said) == (0, "exit\n")
+    assert (task.home / "left").read_text() == "words"
+    assert (task.home / "thread").exists()
+    assert workspace.read("status").count("refused=0") == 1
+
+
+def test_modules_are_imported_beforehand_and_later_ones_too(workspace: Workspace) -> None:
+    look = named("def f(*names):\n    import os, sys\n    return os.getppid(), [n in sys.modules for n in names]")
+    server = workspace.warm_up("decimal")
+    assert workspace.run(look, "decimal", "wave").value == (server, [True, False])
+    # Another function, which names another module: the same server learns it.
+    assert workspace.run(look, "decimal", "wave", modules=("wave", "no_such_module_xyz")).value == (
+        server, [True, True],
+    )  # fmt: skip
+
+
+def test_activation_sets_what_it_sets(workspace: Workspace) -> None:
+    workspace.activation("export DATA='a b'\nexport LIST=\"$PONCHO_PREFIX/x${LIST:+:$LIST}\"\nexport OWN=${OWN-theirs}")
+    look = named(
+        "def f():\n    import os\n    return os.getppid(), os.environ['DATA'], os.environ['LIST'], os.environ['OWN']"
+    )
+    server = workspace.warm_up()
+    assert workspace.run(look, environ={"LIST": "mine", "OWN": "ours"}).value == (
+        server, "a b", f"{workspace.prefix}/x:mine", "ours",
+    )  # fmt: skip
+
+
+def test_many_at_once(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    work = named("def f(n):\n    import os, time\n    time.sleep(n % 7 / 500)\n    return n, os.getppid()")
+    for start in range(0, 240, 80):  # more than there are slots
+        tasks = [workspace.start(work, n) for n in range(start, start + 80)]
+        assert [task.process.wait(60) for task in tasks] == [0] * 80
+        values = [task.value for task in tasks]
+        assert [value[0] for value in values] == list(range(start, start + 80))
+        assert sum(value[1] == server for value in values) > 40
+    place = workspace.homes()[0] / str(server)
+    until(lambda: not list(place.glob("claim.*")), "every slot to be free again")
+
+
+# -- ways back to a fresh interpreter
+
+
+def _is_fresh(workspace: Workspace, server: int, **options: Any) -> bool:
+    task = workspace.run(parent, **options)
+    assert task.status == 0, task.said
+    return bool(task.value != server)
+
+
+def test_a_resource_monitor_would_not_see_the_child(any_shell: Workspace) -> None:
+    server = any_shell.warm_up()
+    assert _is_fresh(any_shell, server, environ={"CCTOOLS_RESOURCE_MONITOR_INFO": "x"})
+    assert not _is_fresh(any_shell, server)
+
+
+@pytest.mark.parametrize("name", ["PYTHONHASHSEED", "LD_LIBRARY_PATH", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES"])
+def test_variables_that_are_read_at_the_start(workspace: Workspace, name: str) -> None:
+    server = workspace.warm_up()
+    assert _is_fresh(workspace, server, environ={name: "1"})
+    assert name in workspace.read("refused")
+
+
+def test_another_number_of_threads_is_another_server(workspace: Workspace) -> None:
+    workspace.warm_up()
+    assert workspace.run(nothing, 1, environ={"OMP_NUM_THREADS": "2"}).status == 0
+    until(lambda: len([home for home in workspace.homes() if (home / "cur").exists()]) == 2, "a second server")
+    workspace.servers.update(int((home / "cur").read_text()) for home in workspace.homes())
+    assert workspace.run(nothing, 1, environ={"OMP_NUM_THREADS": "$(touch x)/.."}).status == 0
+    assert len(workspace.homes()) == 2
+
+
+def test_a_line_that_could_be_torn_apart(any_shell: Workspace) -> None:
+    server = any_shell.warm_up()
+    size = named("def f(text):\n    import os\n    return os.getppid(), len(text)")
+    assert any_shell.run(size, "x" * 1000).value == (server, 1000)
+    # Longer than any argument that is sent inline.
+    name = "n" * 200
+    task = any_shell.start(size, "y" * 1400)
+    assert task.process.wait(30) == 0
+    assert task.value == (server, 1400)
+    long = any_shell.start(parent, *[name[: 7 + n] for n in range(4)])
+    assert long.process.wait(30) == 0
+    script = f"_poncho_id=test; set -- a {'b' * 4000} c; . ./poncho-warm*.sh; echo fresh"
+    done = subprocess.run([*any_shell.shell, "-c", script], cwd=long.home, env=any_shell.environ, text=True,
+                          capture_output=True, check=False, timeout=30)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("fresh\n", "")
+
+
+def test_a_task_that_leads_no_group_of_its_own(workspace: Workspace) -> None:
+    """Work Queue's worker tries to make it the leader when its shell runs already, which the system refuses."""
+    server = workspace.warm_up()
+    inner = workspace.start(parent, parent=["/bin/sh", "-c", '"$@"; exit $?', "sh"])
+    assert inner.process.wait(30) == 0
+    assert inner.value == server
+
+
+@pytest.mark.parametrize("victim", ["client", "server"])
+def test_the_group_of_a_task_that_leads_none(any_shell: Workspace, victim: str) -> None:
+    server = any_shell.warm_up()
+    task, one, other = _running(any_shell, parent=["/bin/sh", "-c", '"$@"; exit $?', "sh"])
+    assert os.getpgid(one) == os.getpgid(other) == one
+    client = int(Path(f"/proc/{task.process.pid}/task/{task.process.pid}/children").read_text())
+    os.kill(server if victim == "server" else client, signal.SIGKILL)
+    assert task.process.wait(30) == 128 + signal.SIGKILL
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+    assert alive(os.getpid())
+
+
+def test_the_server_has_died(any_shell: Workspace) -> None:
+    """FIFOs without a reader."""
+    server = any_shell.warm_up()
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not alive(server), "its death")
+    assert any_shell.homes()[0].joinpath("cur").exists()
+    assert _is_fresh(any_shell, server)
+
+
+def test_a_pointer_to_nowhere_and_rubbish(any_shell: Workspace) -> None:
+    server = any_shell.warm_up()
+    cur = any_shell.homes()[0] / "cur"
+    for text in ("999999\n", "", "../../x\n", "a b c\n"):
+        cur.write_text(text)
+        assert _is_fresh(any_shell, server)
+
+
+def test_rubbish_among_the_requests(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    requests = workspace.homes()[0] / str(server) / "requests"
+    with requests.open("wb", buffering=0) as fifo:
+        for line in (b"\n", b"run\n", b"run x y z\n", b"run 1 0 a b c\n", b"free 1 99\n", b"run -1 -1 \xff\n"):
+            fifo.write(line)
+    assert not _is_fresh(workspace, server)
+
+
+def test_other_users_are_refused(workspace: Workspace) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root to give a file away")
+    server = workspace.warm_up()
+    cur = workspace.homes()[0] / "cur"
+    os.chown(cur, 12345, -1)
+    assert _is_fresh(workspace, server)
+    os.chown(cur, 0, -1)
+    assert not _is_fresh(workspace, server)
+
+
+def test_a_directory_that_others_can_write_to(workspace: Workspace) -> None:
+    home = workspace.root / "poncho-warm-test-......."
+    home.mkdir(mode=0o700)
+    home.chmod(0o777)
+    assert workspace.run(nothing, 1).status == 0
+    time.sleep(0.3)
+    assert list(home.iterdir()) == []
+
+
+def test_a_module_that_starts_a_thread(workspace: Workspace) -> None:
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    site = workspace.root / "site"
+    site.mkdir()
+    (site / "threaded_module.py").write_text(code)
+    # PYTHONPATH is taken away by the wrapper; this is the user's own site-packages made to look like the environment's.
+    server = workspace.warm_up()
+    path = Path(subprocess.run([sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                               text=True, capture_output=True, check=True).stdout.strip())  # fmt: skip
+    module = path / f"poncho_threaded_{os.getpid()}.py"
+    module.write_text(code)
+    try:
+        task = workspace.run(parent, modules=(module.stem,))
+        assert task.value != server
+        until(lambda: not alive(server), "the server's end, which has a thread now")
+        assert workspace.read("unfit").split() == [module.stem]
+        # Others get a new server; this function does not get one again.
+        second = workspace.warm_up()
+        assert workspace.run(parent, modules=(module.stem,)).value != second
+        assert workspace.run(parent).value == second
+    finally:
+        module.unlink()
+
+
+def test_modules_that_are_listed(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    task = workspace.run(parent, modules=("tensorflow",))
+    assert task.value != server
+    assert workspace.run(parent).value == server
+
+
+def test_memory_of_the_idle_server_is_bounded(workspace: Workspace) -> None:
+    first = workspace.run(nothing, 1, modules=("decimal",), environ={"PONCHO_WARM_MEMORY": "1"})
+    assert first.status == 0
+    until(lambda: workspace.read("unfit"), "the server's note that it is too large")
+    assert workspace.server() is None
+
+
+def test_its_memory_is_reported(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    assert workspace.run(nothing, 1).value == 1
+    words = dict(word.split("=") for word in until(lambda: workspace.read("status"), "a report").split()[2:])
+    assert int(words["pid"]) == server
+    assert 1 < int(words["megabytes"]) < int(words["limit"])
+    until(lambda: "served=1 " in workspace.read("status"), "the count of tasks")
+
+
+def test_streams_when_pidfd_getfd_is_forbidden(tmp_path: Path) -> None:
+    """Yama and seccomp may forbid it: then by the file's name, to its end."""
+    out = tmp_path / "out"
+    with out.open("w+b") as file:
+        file.write(b"before\n")
+        file.flush()
+        client = subprocess.Popen(["sh", "-c", "command exec 3<&0 8>&1 9>&2; echo ready; exec sleep 60"],
+                                  stdin=subprocess.DEVNULL, stdout=file, stderr=file)  # fmt: skip
+    try:
+        until(lambda: "ready" in out.read_text(), "the client")
+        code = (
+            "import os, sys; from poncho_wq.warm import server\n"
+            f"task = server._Task({client.pid}, -1, 0)\n"
+            f"server._take_streams(task, '/proc/{client.pid}', {{}}.get)\n"
+        ).replace("{}.get", "None")
+        code += "os.write(1, b'out\\n'); os.write(2, b'err\\n'); os.write(1, repr(os.read(0, 10)).encode())"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        assert out.read_text() == "before\nready\nout\nerr\nb''"
+    finally:
+        client.kill()
+        client.wait()
+
+
+# -- the ends
+
+
+def test_cancel_kills_the_group(workspace: Workspace) -> None:
+    workspace.warm_up()
+    task, one, other = _running(workspace)
+    assert os.getpgid(one) == os.getpgid(other) == task.process.pid
+    os.killpg(task.process.pid, signal.SIGKILL)
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+
+
+def test_a_kill_of_the_leader_alone_reaches_the_whole_group(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    task, one, other = _running(workspace)
+    task.process.kill()
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+    assert not _is_fresh(workspace, server)
+
+
+def test_term_is_forwarded(any_shell: Workspace) -> None:
+    graceful = named(
+        """
+def f(file):
+    import os, signal, sys, time
+    def stop(*_):
+        print("told to stop")
+        sys.exit(33)
+    signal.signal(signal.SIGTERM, stop)
+    open(file, "w").close()
+    time.sleep(60)
+"""
+    )
+    any_shell.warm_up()
+    file = any_shell.root / "up"
+    task = any_shell.start(graceful, str(file))
+    until(file.exists, "the task's start")
+    time.sleep(0.1)
+    task.process.terminate()
+    assert task.process.wait(30) == 33
+    assert task.said == "told to stop\n"
+
+
+def test_the_server_dies_while_a_task_runs(any_shell: Workspace) -> None:
+    """A grandchild holds no descriptor of the server's, so that the client sees its end."""
+    server = any_shell.warm_up()
+    task, one, other = _running(any_shell)
+    for pid in (one, other):
+        assert not [fd for fd in os.listdir(f"/proc/{pid}/fd") if "poncho-warm" in os.readlink(f"/proc/{pid}/fd/{fd}")]
+    os.kill(server, signal.SIGKILL)
+    assert task.process.wait(30) == -signal.SIGKILL
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+
+
+def test_the_server_ends_with_its_worker(workspace: Workspace) -> None:
+    # `timeout` is a parent that ends with its task's shell, as a worker does not.
+    worker = subprocess.Popen(["sleep", "1000"])
+    try:
+        home = workspace.root / "poncho-warm-by-hand"
+        home.mkdir(mode=0o700)
+        code = (
+            "import os; os.getppid = lambda: int(os.environ['PARENT'])\n"
+            "from poncho_wq.warm import starting; from poncho_wq.program import runner_program\n"
+            f"assert starting.start_server({str(home)!r}, runner_program().path, '.', ['json'])"
+        )
+        environ = {**os.environ, "PARENT": str(worker.pid), "PONCHO_PREFIX": str(workspace.prefix)}
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60)
+        server = until(workspace.server, "a server")
+        assert alive(server)
+        worker.kill()
+        worker.wait()
+        until(lambda: not alive(server), "the server's end")
+        assert not (home / "cur").exists()
+        assert not (home / str(server)).exists()
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_the_server_ends_with_its_directory(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    home = workspace.homes()[0]
+    home.rename(workspace.root / "elsewhere")
+    until(lambda: not alive(server), "the server's end")
+
+
+def test_the_server_ends_with_its_environment(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    assert not _is_fresh(workspace, server)
+    # As whoever evicts it takes that away first.
+    ready = workspace.prefix / "poncho" / "ready"
+    ready.rename(ready.with_name("gone"))
+    task = workspace.start(parent)
+    until(lambda: not alive(server), "the server's end")
+    assert task.process.wait(30) != 0, "there is nothing for a fresh interpreter either"
+
+
+def test_the_server_ends_when_idle(workspace: Workspace) -> None:
+    server = workspace.warm_up(environ={"PONCHO_WARM_IDLE": "0.5"})
+    until(lambda: not alive(server), "the server's end")
+    assert workspace.server() is None
+
+
+def test_the_server_holds_nothing_of_a_task(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    assert workspace.run(parent).value == server
+    held = [os.readlink(f"/proc/{server}/fd/{fd}") for fd in os.listdir(f"/proc/{server}/fd")]
+    held += [os.readlink(f"/proc/{server}/cwd")]
+    assert not [name for name in held if f"{workspace.root}/t." in name or f"{workspace.root}/out" in name]
+    assert os.getpgid(server) == server
+    assert os.getsid(server) == os.getsid(0)
+
+
+def test_the_slot_of_one_who_died_unheard_is_freed(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    claim = workspace.homes()[0] / str(server) / "claim.0"
+    claim.write_text(f"{dead.pid}\n")
+    os.utime(claim, (1, 1))
+    until(lambda: not claim.exists(), "the slot to be freed")
+
+
+def test_one_server_however_many_start_one(workspace: Workspace) -> None:
+    tasks = [workspace.start(nothing, n) for n in range(12)]
+    assert [task.process.wait(60) for task in tasks] == [0] * 12
+    until(workspace.server, "a server")
+    time.sleep(0.5)
+    servers = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(workspace.root).encode() in each.read_bytes() and b"--serve" in each.read_bytes():
+                servers.append(each)
+        except OSError:
+            continue
+    assert len(servers) == 1
