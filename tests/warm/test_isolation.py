@@ -115,7 +115,7 @@ def test_limits_of_the_client_are_the_child_s(workspace: Workspace) -> None:
     "generator", ["random.random()", "numpy.random.random()", "numpy.random.default_rng().random()"]
 )
 def test_random_numbers_are_not_repeated(workspace: Workspace, generator: str) -> None:
-    module = generator.partition(".")[0]
+    module = "numpy.random" if generator.startswith("numpy") else "random"
     draw = named(f"def f():\n    import os, {module}\n    return os.getppid(), {generator}")
     server = workspace.warm_up(module)
     found = [workspace.run(draw).value for _ in range(5)]
@@ -124,7 +124,7 @@ def test_random_numbers_are_not_repeated(workspace: Workspace, generator: str) -
 
 
 def test_seeds_are_not_passed_on(workspace: Workspace) -> None:
-    workspace.warm_up("random", "numpy")
+    workspace.warm_up("random", "numpy.random")
     seed = named("def f():\n    import random, numpy\n    random.seed(1)\n    numpy.random.seed(1)")
     draw = named("def f():\n    import random, numpy\n    return random.random(), numpy.random.random()")
     values = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,13 @@ def test_streams_are_the_task_s(any_shell: Workspace) -> None:
     task = any_shell.run(speak, before="echo before; ")
     assert task.value == ""
     assert task.said == "before\nout\nshell\nerr\n"
+
+
+def test_stderr_apart_from_stdout(any_shell: Workspace) -> None:
+    speak = named("def f():\n import os\n os.write(1, b'out')\n os.write(2, b'err')\n return os.getppid()")
+    server = any_shell.warm_up()
+    task = any_shell.run(speak, before="exec 2>errors; ")
+    assert (task.value, task.said, (task.home / "errors").read_text()) == (server, "out", "err")
 
 
 @pytest.mark.parametrize(
@@ -241,18 +251,28 @@ def test_a_directory_that_others_can_write_to(workspace: Workspace) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_a_module_that_starts_a_thread(workspace: Workspace) -> None:
-    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
-    site = workspace.root / "site"
-    site.mkdir()
-    (site / "threaded_module.py").write_text(code)
-    # PYTHONPATH is taken away by the wrapper; this is the user's own site-packages made to look like the environment's.
-    server = workspace.warm_up()
-    path = Path(subprocess.run([sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                               text=True, capture_output=True, check=True).stdout.strip())  # fmt: skip
-    module = path / f"poncho_threaded_{os.getpid()}.py"
+@contextlib.contextmanager
+def _installed(code: str) -> Iterator[Path]:
+    """A module of the environment; no variable would get one past the wrapper."""
+    module = Path(sysconfig.get_path("purelib")) / f"poncho_test_module_{os.getpid()}.py"
     module.write_text(code)
     try:
+        yield module
+    finally:
+        module.unlink()
+
+
+def test_a_module_that_asks_for_a_temporary_directory(workspace: Workspace) -> None:
+    look = named("def f():\n    import os, tempfile\n    return os.getppid(), tempfile.gettempdir() == os.getcwd()")
+    with _installed("import tempfile\ntempfile.gettempdir()\n") as module:
+        server = workspace.warm_up(module.stem)
+        assert workspace.run(look).value == (server, True)
+
+
+def test_a_module_that_starts_a_thread(workspace: Workspace) -> None:
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    server = workspace.warm_up()
+    with _installed(code) as module:
         task = workspace.run(parent, modules=(module.stem,))
         assert task.value != server
         until(lambda: not alive(server), "the server's end, which has a thread now")
@@ -261,8 +281,6 @@ def test_a_module_that_starts_a_thread(workspace: Workspace) -> None:
         second = workspace.warm_up()
         assert workspace.run(parent, modules=(module.stem,)).value != second
         assert workspace.run(parent).value == second
-    finally:
-        module.unlink()
 
 
 def test_modules_that_are_listed(workspace: Workspace) -> None:
