@@ -14,7 +14,7 @@ from poncho_wq.errors import SpecError
 _READERS = {
     ".yaml": "poncho_wq.batch.distribute",
     ".yml": "poncho_wq.batch.distribute",
-    ".json": "poncho_wq.batch.prominence_json",
+    ".json": "poncho_wq.batch.prominence.document",
 }
 
 

@@ -21,6 +21,7 @@ of their own they do not get: the worker ends a task by its group.
 from __future__ import annotations
 
 import glob
+import importlib
 import importlib.util
 import io
 import json
@@ -73,14 +74,15 @@ class Running:
     def command(self, step: dict[str, Any]) -> list[str]:
         """What is executed: the step's words, behind the wrapper where it has an environment of its own."""
         own = step.get("environment")
+        words = [*step.get("inside", ()), *step["argv"]]
         if not own:
-            return list(step["argv"])
+            return words
         # Shared by the worker's tasks where the engine has such a place.
         shared = os.environ.get("WORK_QUEUE_SANDBOX") or os.path.join(self.sandbox, "environments")
         return [
             "/bin/sh", os.path.join(self.sandbox, own["wrapper"]), "-e", os.path.join(self.sandbox, own["tarball"]),
             "--id", own["identity"], "--unpack-to", os.path.join(shared, "poncho-env-" + own["identity"][:32]), "--",
-            *step["argv"],
+            *words,
         ]  # fmt: skip
 
     def start(self, step: dict[str, Any], stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
@@ -254,7 +256,6 @@ def _prepare(running: Running) -> None:
         source, target = os.path.join(running.sandbox, item["file"]), os.path.join(home, item["name"])
         try:
             if item.get("unpack"):
-                os.makedirs(target, exist_ok=True)
                 _unpack(source, target)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -268,11 +269,26 @@ def _prepare(running: Running) -> None:
         os.makedirs(os.path.join(home, name), exist_ok=True)
 
 
+# How files begin that are compressed by themselves, and the module that reads them.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+
+
 def _unpack(archive: str, directory: str) -> None:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             zipped.extractall(directory)
         return
+    if not tarfile.is_tarfile(archive):
+        with open(archive, "rb") as file:
+            begin = file.read(6)
+        name = next((name for magic, name in _COMPRESSED.items() if begin.startswith(magic)), None)
+        if name is None or os.path.isdir(directory):
+            raise ValueError("it is no tar or zip archive")
+        os.makedirs(os.path.dirname(directory), exist_ok=True)
+        with importlib.import_module(name).open(archive, "rb") as packed, open(directory, "wb") as plain:
+            shutil.copyfileobj(packed, plain)
+        return
+    os.makedirs(directory, exist_ok=True)
     with tarfile.open(archive) as tar:
         # The user's own archive in a directory of the user's own: links in it are as they are.
         if hasattr(tarfile, "fully_trusted_filter"):

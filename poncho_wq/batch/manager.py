@@ -319,7 +319,8 @@ class Manager:
         now = time.time()
         with self.journal.together():
             _write_attempt(self.journal, key, self._attempts[key], outcome, facts, now)
-            self._scheduler.ended(key, outcome.state, now, outcome.reason)
+            retry = _is_worth_another_try(outcome, held_batch.jobs[key])
+            self._scheduler.ended(key, outcome.state, now, outcome.reason, retry=retry)
             self._write(self._scheduler.news())
         self.journal.spool.returned(key, self._attempts[key]).unlink(missing_ok=True)
 
@@ -356,7 +357,7 @@ class Manager:
             return
         with journal.together():
             _write_attempt(journal, known.id, known.attempt, outcome, outcome.facts, time.time())
-            again = outcome.state is State.FAILED and known.tries <= job.policies.job_retries
+            again = _is_worth_another_try(outcome, job) and known.tries <= job.policies.job_retries
             state = State.WAITING if again else outcome.state
             journal.set_job(known.id, state=state, reason=outcome.reason, ended=None if again else time.time())
 
@@ -410,9 +411,17 @@ def _node(key: int, job: Job, by_name: Mapping[str, int]) -> Node:
     needs, policies = job.resources, job.policies
     return Node(
         key=key, after=tuple(dict.fromkeys(by_name[name] for name in job.after)), cores=needs.cores,
-        shape=(needs.cores, needs.memory, needs.disk, needs.gpus, tuple(sorted(job.features))),
+        shape=(needs.cores, needs.memory, needs.disk, needs.gpus, tuple(sorted(job.features)), policies.may_stall),
         priority=policies.priority, retries=policies.job_retries, max_queue=policies.max_queue,
+        may_stall=policies.may_stall,
     )  # fmt: skip
+
+
+def _is_worth_another_try(outcome: Outcome, job: Job) -> bool:
+    """Whether retries are for this: it failed, or (``retry_on_exit``) a step of it did."""
+    if outcome.state is State.COMPLETED:
+        return job.policies.retry_on_exit and outcome.reason is not None
+    return outcome.state is State.FAILED
 
 
 def _wanted(job: Job) -> str:

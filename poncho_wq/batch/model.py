@@ -53,10 +53,12 @@ class Step:
 
     ``env`` is set for this command; ``cwd`` is relative to the job's home and made when missing.  ``sidecar`` commands
     start before the others and are ended after them; how they end does not count.  ``environment``: anything that
-    ``poncho_wq.environment`` takes, as a path or a dictionary; None for the job's own.
+    ``poncho_wq.environment`` takes, as a path or a dictionary; None for the job's own.  ``inside``: words before the
+    command that bring it into a container, for whatever else is to be run where this command runs.
     """
 
     argv: tuple[str, ...]
+    inside: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = "."
     sidecar: bool = False
@@ -65,12 +67,13 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
-    """A file in the job's home, called ``name`` there.  Exactly one of the next three says where it comes from.
+    """A file in the job's home, called ``name`` there.  Exactly one of the next four says where it comes from.
 
-    ``path``: a file of this machine, as it is when the batch is handed in.  ``content``: these bytes.  ``job``: the
-    file ``output`` among the results of that job of the batch, which must be in ``after``.  ``unpack``: it is a tar or
-    zip archive, and ``name`` the directory (``"."`` for the home) that it is unpacked in.  Later inputs replace earlier
-    ones.
+    ``path``: a file of this machine, as it is when the batch is handed in.  ``url``: what is there (http, https, file)
+    when the batch is handed in.  ``content``: these bytes.  ``job``: the file ``output`` among the results of that job
+    of the batch, which must be in ``after``.  ``unpack``: it is a tar or zip archive, and ``name`` the directory
+    (``"."`` for the home) that it is unpacked in; or one file compressed by itself, and ``name`` that file.  Later
+    inputs replace earlier ones.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Input:
     job: str | None = None
     output: str | None = None
     unpack: bool = False
+    url: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,14 +121,18 @@ class Policies:
     ``step_retries``: a step that fails is run again in place so often.  ``job_retries``: a job that fails is run again
     from the start so often.  ``ignore_step_failures``: the steps after one that failed are run all the same.
     ``fail_on_exit``: a non-zero exit status or a signal makes the job failed; otherwise it is completed, with that
-    status.  ``max_queue``: seconds that it may be idle before it runs (None: any).  ``priority``: higher first.
+    status, and run again before only with ``retry_on_exit``.  ``max_queue``: seconds that it may be idle before it runs
+    (None: any).  ``may_stall``: it is given up when none of the connected workers takes it for long; otherwise it waits
+    for one that does.  ``priority``: higher first.
     """
 
     step_retries: int = 0
     job_retries: int = 0
     ignore_step_failures: bool = False
     fail_on_exit: bool = True
+    retry_on_exit: bool = False
     max_queue: float | None = None
+    may_stall: bool = True
     priority: float = 0.0
 
 
@@ -245,8 +253,8 @@ def _check_job(job: Job, place: str, names: set[str], report: _Report) -> None:
     for n, given in enumerate(job.inputs):
         here = f"{place}.inputs[{n}]"
         report.inside(f"{here}.name", given.name)
-        if sum(source is not None for source in (given.path, given.content, given.job)) != 1:
-            report.add(here, "expected one of path, content and job")
+        if sum(source is not None for source in (given.path, given.url, given.content, given.job)) != 1:
+            report.add(here, "expected one of path, url, content and job")
         if given.job is not None and (given.job not in job.after or not given.output):
             report.add(here, f"takes a file of {given.job!r}, so that must be in after, and the output be named")
     for name in job.directories:

@@ -41,7 +41,8 @@ class Node:
 
     ``key`` names it, ``after`` are the keys of those that must complete before (added before or after this one).
     ``shape``: all that it asks of a worker, equal for jobs that any worker treats alike.  ``retries``: how often it may
-    be run again after it failed.  ``max_queue``: seconds that it may be idle, None for any.
+    be run again after it failed.  ``max_queue``: seconds that it may be idle, None for any.  ``may_stall``: given up
+    with all of its shape, of which it must be a part, when no worker takes them.
     """
 
     key: int
@@ -51,6 +52,7 @@ class Node:
     priority: float = 0.0
     retries: int = 0
     max_queue: float | None = None
+    may_stall: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class _Entry:
 @dataclass(slots=True)
 class _Shape:
     cores: int
+    may_stall: bool = True
     ready: list[tuple[float, int, int]] = field(default_factory=list)
     submitted: set[int] = field(default_factory=set)
     # Since when a worker could have taken one of it and did not; None while that is not so.
@@ -159,9 +162,11 @@ class Scheduler:
         self._running.add(key)
         self._cores_running += entry.node.cores
 
-    def ended(self, key: int, state: State, now: float, reason: str | None = None) -> bool:
-        """A submitted job is over, in a final ``state``.  Returns whether it will be run again: it failed and has
-        retries left.  Then it is idle now; else everything that depends on it goes on, or is skipped."""
+    def ended(
+        self, key: int, state: State, now: float, reason: str | None = None, *, retry: bool | None = None
+    ) -> bool:
+        """A submitted job is over, in a final ``state``.  Returns whether it will be run again: ``retry`` (None: it
+        failed) and it has retries left.  Then it is idle now; else all that depends on it goes on, or is skipped."""
         entry = self._entries[key]
         if entry.state.final:
             return False
@@ -169,7 +174,8 @@ class Scheduler:
             # Too quick to be seen running, but it did run.
             self._shapes[entry.node.shape].idle_since = None
         self._leave(entry)
-        if state is State.FAILED and entry.tries <= entry.node.retries:
+        wanted = state is State.FAILED if retry is None else retry
+        if wanted and entry.tries <= entry.node.retries:
             self._enqueue(entry, now)
             return True
         self._finish(entry, state, reason, now)
@@ -252,7 +258,7 @@ class Scheduler:
         node = entry.node
         entry.stay = next(self._stays)
         entry.state = State.IDLE
-        shape = self._shapes.setdefault(node.shape, _Shape(node.cores))
+        shape = self._shapes.setdefault(node.shape, _Shape(node.cores, node.may_stall))
         heapq.heappush(shape.ready, (-node.priority, entry.order, node.key))
         if node.max_queue is not None:
             heapq.heappush(self._deadlines, (now + node.max_queue, entry.stay, node.key))
@@ -334,7 +340,7 @@ class Scheduler:
                 shape.idle_since = None
             elif shape.idle_since is None:
                 shape.idle_since = now
-            elif now - shape.idle_since >= self.stall_limit:
+            elif shape.may_stall and now - shape.idle_since >= self.stall_limit:
                 waiting = [key for key in shape.submitted if self._entries[key].state is State.SUBMITTED]
                 waiting += [key for _, order, key in shape.ready if self._is_ready(key, order)]
                 shape.idle_since = None

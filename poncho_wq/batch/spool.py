@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from poncho_wq.errors import EngineError
 
@@ -69,6 +70,22 @@ class Spool:
         except OSError as error:
             raise _cannot(Path(path), error) from error
         return name
+
+    def fetch(self, url: str) -> str:
+        """Keep what is at a URL (http, https, file).  Raises ``FetchError``, ``EngineError``."""
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            return self.keep(unquote(parts.path))
+        from poncho_wq.build.download import download
+        from poncho_wq.progress import current
+
+        partial = self.own / "files" / f".{secrets.token_hex(8)}"
+        try:
+            download(url, partial, what=parts.path.rpartition("/")[2] or parts.netloc, on_progress=current())
+            return self.keep(partial)
+        finally:
+            for each in partial.parent.glob(f"{partial.name}*"):
+                each.unlink(missing_ok=True)
 
     def kept(self, name: str) -> Path:
         """The file that ``keep`` called ``name``."""

@@ -55,20 +55,22 @@ class Submission:
 
 
 def keep_inputs(batch: Batch, spool: Spool) -> Batch:
-    """The same batch with the files of its inputs kept in the spool, by content; each file is copied once.
+    """The same batch with the files of its inputs kept in the spool, by content; each file is copied, and each URL
+    fetched, once.
 
-    Raises ``EngineError`` when one cannot be read.
+    Raises ``EngineError`` when one cannot be read, ``FetchError`` when one cannot be had.
     """
     from dataclasses import replace
 
     kept: dict[str, str] = {}
 
     def keep(item: Input) -> Input:
-        if item.path is None:
+        source = item.path or item.url
+        if source is None:
             return item
-        if item.path not in kept:
-            kept[item.path] = spool.keep(item.path)
-        return replace(item, path=kept[item.path])
+        if source not in kept:
+            kept[source] = spool.keep(source) if item.url is None else spool.fetch(source)
+        return replace(item, path=kept[source], url=None)
 
     return replace(batch, jobs=tuple(replace(job, inputs=tuple(map(keep, job.inputs))) for job in batch.jobs))
 
@@ -253,7 +255,8 @@ def _step(step: Step, env: Environment, outer: Environment, files: _Files) -> di
     """A step in the environment around the runner needs nothing; another one brings its tarball and the wrapper."""
     own = env if step.environment is None else prepared(step.environment)
     described: dict[str, Any] = {
-        "argv": list(step.argv), "env": dict(step.env), "cwd": step.cwd, "sidecar": step.sidecar,
+        "argv": list(step.argv), "inside": list(step.inside), "env": dict(step.env), "cwd": step.cwd,
+        "sidecar": step.sidecar,
     }  # fmt: skip
     if own.identity != outer.identity:
         name = f"poncho-step-env-{own.identity[:16]}.tar.gz"

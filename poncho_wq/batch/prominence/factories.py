@@ -1,0 +1,113 @@
+"""Dependencies between the jobs of a workflow, and factories that make many jobs of one.
+
+Jobs are named by their name or given as they are; JSON has names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Dependency:
+    """``children`` wait until ``parent`` is completed; of a factory's job, until all its instances are."""
+
+    parent: Any
+    children: list[Any]
+
+    def to_dict(self) -> dict[str, list[str]]:
+        return {name_of(self.parent): _names(self.children)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Iterable[str]]) -> Dependency:
+        ((parent, children),) = document.items()
+        return cls(parent, list(children))
+
+
+@dataclass(slots=True)
+class ParameterSet:
+    """One parameter: from ``start`` to ``end``, which is included, by ``step``; or its ``values``."""
+
+    name: str
+    start: float | None = None
+    end: float | None = None
+    step: float | None = None
+    values: list[Any] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.values:
+            return {"name": self.name, "values": list(self.values)}
+        return {"name": self.name, "start": self.start, "end": self.end, "step": self.step}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ParameterSet:
+        return cls(**dict(document))
+
+
+@dataclass(slots=True)
+class Factory:
+    """Makes instances ``<job>_0``, ``<job>_1`` … of each of its ``jobs``, in whose commands ``$parameter`` is replaced.
+
+    What ``ParameterSweep``, ``Zip`` and ``Repeat`` have in common.
+    """
+
+    name: str | None = None
+    jobs: list[Any] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "type": _TYPES[type(self)], "jobs": _names(self.jobs)}
+
+    @staticmethod
+    def from_dict(document: Mapping[str, Any]) -> Factory:
+        """The factory of the ``type`` that is named."""
+        cls = next(each for each, kind in _TYPES.items() if kind == document["type"])
+        made = cls(name=document.get("name"), jobs=list(document["jobs"]))
+        if isinstance(made, Repeat):
+            made.number = document["number"]
+        elif isinstance(made, ParameterSweep | Zip):
+            made.parameters = [ParameterSet.from_dict(each) for each in document["parameters"]]
+        return made
+
+
+@dataclass(slots=True)
+class ParameterSweep(Factory):
+    """An instance for every combination of the values of up to four ``parameters``; the last one varies fastest."""
+
+    parameters: list[ParameterSet] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**Factory.to_dict(self), "parameters": [each.to_dict() for each in self.parameters]}
+
+
+@dataclass(slots=True)
+class Zip(Factory):
+    """The i-th instance has the i-th of the values of each of ``parameters``."""
+
+    parameters: list[ParameterSet] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**Factory.to_dict(self), "parameters": [each.to_dict() for each in self.parameters]}
+
+
+@dataclass(slots=True)
+class Repeat(Factory):
+    """``number`` instances that are all alike."""
+
+    number: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**Factory.to_dict(self), "number": self.number}
+
+
+_TYPES: dict[type[Factory], str] = {ParameterSweep: "parameterSweep", Zip: "zip", Repeat: "repeat"}
+
+
+def name_of(job: Any) -> str:
+    """The name of a job that may be given as one."""
+    return job if isinstance(job, str) else str(job.name)
+
+
+def _names(jobs: Iterable[Any]) -> list[str]:
+    return [name_of(job) for job in jobs]
