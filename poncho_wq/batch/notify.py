@@ -26,8 +26,15 @@ def _matrix() -> Sender:
     return lambda to, subject, text: matrix.send(account, to, text)
 
 
+def _email() -> Sender:
+    from poncho_wq.batch import mail
+
+    account = mail.account()
+    return lambda to, subject, text: mail.send(account, to, subject, text)
+
+
 # A kind of notification → what makes its sender, raising EngineError when it is not configured.
-MAKERS: dict[str, Callable[[], Sender]] = {"matrix": _matrix}
+MAKERS: dict[str, Callable[[], Sender]] = {"matrix": _matrix, "email": _email}
 
 
 def senders_for(batch: Batch) -> dict[str, Sender]:
@@ -51,7 +58,8 @@ def notifier(
         try:
             senders[notification.kind](notification.to, subject, text)
         except PonchoError as error:
-            warn(f"no message could be sent to {notification.to} by {notification.kind}: {error}")
+            to = f" to {notification.to}" if notification.to else ""
+            warn(f"no message could be sent{to} by {notification.kind}: {error}")
 
     return tell
 

@@ -3,6 +3,12 @@
 [matrix]
 homeserver = "https://matrix.org"
 token = "…"            # of the account that sends the messages
+
+[email]
+host = "smtp.example.org"
+to = "me@example.org"  # and from, port, user, password, security = "none", "starttls" or "tls"
+
+[prominence]           # as in ``prominence.settings``
 """
 
 from __future__ import annotations

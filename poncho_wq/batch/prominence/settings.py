@@ -132,4 +132,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 def facts_of(given: Settings) -> dict[str, Any]:
     """What a service says of itself."""
-    return {"engine": given.engine, "features": list(given.features), "is_all_here": given.is_all_here}
+    return {
+        "pid": os.getpid(),
+        "engine": given.engine,
+        "features": list(given.features),
+        "is_all_here": given.is_all_here,
+    }

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,8 +92,6 @@ class _Reader:
         events = [each["event"] for each in document.get("notifications") or ()]
         finished = Notification(kind="email")
         if "jobFinished" in events:
-            from dataclasses import replace
-
             jobs = [replace(job, notifications=(*job.notifications, finished)) for job in jobs]
         return Batch(
             name=document.get("name") or "workflow", jobs=tuple(jobs), labels=dict(document.get("labels") or {}),
@@ -144,11 +142,17 @@ class _Reader:
             exports["PROMINENCE_WORKFLOW_ID"] = "batch_id"
         outputs = [Output(pattern=_filled(each, values)) for each in job.get("outputFiles") or ()]
         outputs += [_directory_output(_filled(each, values)) for each in job.get("outputDirs") or ()]
+        # One environment for all tasks is the job's own: then nothing else is needed on the worker.
+        environment = steps[0].environment if steps else None
+        if any(step.environment != environment for step in steps):
+            environment = None
+        else:
+            steps = [replace(step, environment=None) for step in steps]
         finished = any(each["event"] == "jobFinished" for each in job.get("notifications") or ())
         return Job(
             name=name, steps=tuple(steps), inputs=tuple(inputs), outputs=tuple(outputs), after=after,
             resources=_resources(wanted), features=tuple(dict.fromkeys(features)), policies=_policies(job, workflow),
-            labels=dict(job.get("labels") or {}), exports=exports,
+            labels=dict(job.get("labels") or {}), exports=exports, environment=environment,
             notifications=(Notification(kind="email"),) if finished else (),
         )  # fmt: skip
 
