@@ -289,7 +289,8 @@ def test_a_container_runs_where_a_worker_offers_the_runtime(
 
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     with serving(engine="local"):
-        made = job(Task(image="centos:7", runtime="singularity", command="sh -c 'sleep 2; echo $PROMINENCE_CONTAINER_RUNTIME'"))  # fmt: skip
+        command = "sh -c 'sleep 2; echo $PROMINENCE_CONTAINER_RUNTIME'"
+        made = job(Task(image="centos:7", runtime="singularity", command=command))
         made.create()
         until(lambda: made.status == "running")
         assert made.execute("echo also there").splitlines() == ["--bind in docker://centos:7", "also there"]
