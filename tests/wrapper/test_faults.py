@@ -164,7 +164,7 @@ class Verdict:
 def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int) -> None:
     world = slowed(faulty, room.parent)
     took = how_long(world, large.path, room / "env")
-    verdict, in_time = Verdict(), 0
+    verdict, in_time, late = Verdict(), 0, 0
     for number in range(count):
         directory = room / f"env {number}"
         process = world.start("-e", large.path, "-d", directory, "where")
@@ -176,9 +176,16 @@ def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree:
         if directory.exists():
             verdict.check(number, tree(directory) == large_tree, "DIR is there and not whole")
         verdict.served(number, faulty, large.path, directory, large_tree, CORES=str(1 + number % 3))
-        verdict.check(number, beside(directory) == [directory.name], beside(directory))
+        if beside(directory) != [directory.name]:  # on a busy machine the killed may die after the sweep
+            late += 1
+            shutil.rmtree(directory)
+            verdict.served(number, faulty, large.path, directory, large_tree)
+            verdict.check(number, beside(directory) == [directory.name], beside(directory))
         shutil.rmtree(directory)
-    print(f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, wrong: {len(verdict.wrong)}")
+    print(
+        f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, swept late: {late}, "
+        f"wrong: {len(verdict.wrong)}"
+    )
     assert verdict.wrong == []
     assert in_time > count / 3
 
