@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -45,9 +47,7 @@ def test_the_example_of_the_documentation(service: Service, tarball: Path) -> No
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     assert done.stderr == ""
-    assert (
-        done.stdout.strip() == subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
-    )
+    assert done.stdout.strip() == socket.gethostname()
 
 
 def test_a_job_from_beginning_to_end(service: Service, job: Callable[..., Job], tmp_path: Path) -> None:
@@ -164,12 +164,8 @@ def test_retries(here: Service, job: Callable[..., Job], tmp_path: Path) -> None
     for each in made:
         each.wait()
     assert [each.exit_code for each in made] == [0, 0, 1, 1]
-    assert [len((tmp_path / name).read_text().split()) for name in ("tasks", "jobs", "in_vain", "never")] == [
-        3,
-        3,
-        2,
-        1,
-    ]
+    tries = [len((tmp_path / name).read_text().split()) for name in ("tasks", "jobs", "in_vain", "never")]
+    assert tries == [3, 3, 2, 1]
 
 
 def test_a_missing_output_fails_the_job(here: Service, job: Callable[..., Job]) -> None:
@@ -285,12 +281,10 @@ def test_a_container_runs_where_a_worker_offers_the_runtime(
     tool = tmp_path / "bin" / "singularity"
     tool.write_text('#!/bin/sh\necho "$3 in $7"; shift 7; exec "$@"\n')
     tool.chmod(0o755)
-    import os
-
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     with serving(engine="local"):
-        command = "sh -c 'sleep 2; echo $PROMINENCE_CONTAINER_RUNTIME'"
-        made = job(Task(image="centos:7", runtime="singularity", command=command))
+        words = "sh -c 'sleep 5; echo $PROMINENCE_CONTAINER_RUNTIME'"
+        made = job(Task(image="centos:7", runtime="singularity", command=words))
         made.create()
         until(lambda: made.status == "running")
         assert made.execute("echo also there").splitlines() == ["--bind in docker://centos:7", "also there"]

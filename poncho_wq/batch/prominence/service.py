@@ -44,6 +44,7 @@ LOCK = "service.lock"
 TURN = 0.5
 AGAIN = 5.0
 HANDOVER = 60.0
+FIRST_KNOCK = 10.0
 # PROMINENCE forgets jobs after so long.
 KEEP_SECONDS = 90 * 24 * 3600
 
@@ -55,7 +56,8 @@ class Service:
         self._spool = spool
         self._settings = given
         self._guard = threading.Lock()
-        self._knocked = time.monotonic()
+        # Whoever has started it is about to knock.
+        self._knocked = time.monotonic() + FIRST_KNOCK
         self._closing = False
         self._ended = False
         self._preparing: dict[int, threading.Thread] = {}
