@@ -179,11 +179,18 @@ class Manager:
                 self._submit(decision.key)
         self._look()
         self._sign()
-        task = self.engine.wait(min(seconds, max(0.05, self._scheduler.next_event(now))))
-        if task is not None:
-            self._collect(task)
+        self._wait(min(seconds, max(0.05, self._scheduler.next_event(now))))
         self._tell()
         self._end_batches()
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        task = self.engine.wait(seconds)
+        if task is not None:
+            self._collect(task)
+        elif not self._tasks:
+            # No engine waits when it has no task; without this, jobs that wait for something else would cost a core.
+            time.sleep(max(0.0, until - time.monotonic()))
 
     # -- what another process wants
 
@@ -263,7 +270,9 @@ class Manager:
             self._keys[id(task)] = key
             self.engine.submit(task)
         except Unplaceable:
-            pass  # it stays submitted, to nobody, until the stall limit: as with engines that cannot tell
+            # This machine will not grow; and a job that may wait for ever stays submitted, to nobody.
+            if submission.job.policies.may_stall:
+                self._scheduler.kill([key], time.time(), STALLED, State.FAILED)
         except PonchoError as error:
             self._drop(key)
             self._end(key, lost(None, str(error), why=str(error).splitlines()[0]), None)

@@ -44,9 +44,8 @@ def _pull(args: argparse.Namespace) -> int:
             print(name)
     else:
         copy(source, target, files)
-    print(
-        f"{len(files)} files, {size / 1e6:.1f} MB{' would be copied' if args.dry else ''} to {target}", file=sys.stderr
-    )
+    what = f"{len(files)} file{'' if len(files) == 1 else 's'}, {size / 1e6:.1f} MB"
+    print(f"{what}{' would be copied' if args.dry else ''} to {target}", file=sys.stderr)
     return SUCCESS
 
 

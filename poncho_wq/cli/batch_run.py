@@ -112,7 +112,7 @@ def _show(loaded: Loaded) -> None:
     print(f"batch {batch.namespace}/{batch.name}: {len(batch.jobs)} jobs, environment: {environment}")
     for job in batch.jobs:
         needs = job.resources
-        facts = [f"{needs.cores} cores"]
+        facts = [f"{needs.cores} core{'s' if needs.cores > 1 else ''}"]
         facts += [f"{needs.memory} MB"] if needs.memory else []
         facts += [f"at most {needs.walltime:g} s"] if needs.walltime else []
         facts += [f"{needs.gpus} GPU"] if needs.gpus else []
@@ -195,5 +195,12 @@ def report(journal: Journal, number: int, last: str) -> int:
         print(f"error: {STALLED}", file=sys.stderr)
         for job in stalled:
             print(f"  {job.name}: {(job.reason or '').removeprefix(STALLED + ': ')}", file=sys.stderr)
+        names = {job.name for job in stalled}
+        wanted = dict.fromkeys(
+            feature for job in journal.document(number).jobs if job.name in names for feature in job.features
+        )
+        if wanted:
+            offer = shlex.join(word for feature in wanted for word in ("--feature", feature))
+            print(f"  if the workers have what is asked for, say so: {offer}", file=sys.stderr)
     print(f"{len(jobs) - len(bad)} of {len(jobs)} jobs completed; {last}")
     return FAILED if bad else SUCCESS

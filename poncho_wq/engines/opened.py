@@ -75,7 +75,7 @@ class Engine(Protocol):
     def wait(self, seconds: float) -> Any:
         """The next task that is done, or None after about ``seconds``; whole seconds to most engines, so at least 1.
 
-        A task that was cancelled never comes.
+        None at once when no task is here.  A task that was cancelled never comes.
         """
 
     def cancel(self, task: Any) -> None:

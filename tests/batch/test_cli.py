@@ -179,7 +179,7 @@ def test_dry_pull_template_and_page(folder: Path, tmp_path_factory: pytest.TempP
     )
     assert os.listdir(other) == []
     pulled = cli("pull", "n/b", "--save-dir", folder, "--exclude", "std", "--exclude", "^_build/", cwd=other)
-    assert pulled.stderr == "1 files, 0.0 MB to n/b\n"
+    assert pulled.stderr == "1 file, 0.0 MB to n/b\n"
     assert [str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()] == ["n/b/quick/q.txt"]
     both = cli("pull", "b", "--include", "a", "--exclude", "b", cwd=folder)
     assert both.returncode == 2

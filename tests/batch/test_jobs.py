@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poncho_wq.batch.model import (
     QUEUED_TOO_LONG,
     STALLED,
     WALLTIME,
+    Batch,
     Input,
     Job,
     Output,
@@ -225,6 +228,28 @@ def test_a_feature_that_no_worker_offers(run: Run, kind: str) -> None:
     )  # fmt: skip
     assert done["a"].words == f"failed ({STALLED}: no worker has 1 core, gfortran)"
     assert (done["b"].state, done["c"].state) == (State.COMPLETED, State.COMPLETED)
+
+
+def test_this_machine_says_at_once_what_it_lacks(run: Run) -> None:
+    """Nothing will join it: there is no limit to wait for.  (The run's own patience is far below this one.)"""
+    done = run(job("a", features=("gfortran",)), job("b"), stall_limit=1e6)
+    assert done["a"].words == f"failed ({STALLED}: no worker has 1 core, gfortran)"
+    assert done["b"].state is State.COMPLETED
+
+
+def test_a_manager_with_nothing_to_wait_for_sleeps(
+    tmp_path: Path, tarball: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines return at once when they have no task: a batch whose jobs wait for something else took a whole core."""
+    patient = job("a", features=("gfortran",), policies=Policies(may_stall=False))
+    batch = Batch(name="b", jobs=(patient,), environment=str(tarball))
+    with managed(tmp_path) as (manager, journal):
+        manager.adopt(journal.add(batch, front_end="test"))
+        manager.turn(0.01)
+        slept: list[float] = []
+        monkeypatch.setattr("poncho_wq.batch.manager.time.sleep", slept.append)
+        manager.turn(30)
+        assert sum(slept) > 1
 
 
 def test_queued_for_too_long(run: Run) -> None:
