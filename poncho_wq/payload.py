@@ -14,6 +14,7 @@ that what happens to them later changes nothing.
 from __future__ import annotations
 
 import binascii
+import copyreg
 import importlib.util
 import io
 import os
@@ -102,6 +103,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no 
                 self._take_by_value(name)
             else:
                 self.modules.add(name.partition(".")[0])
+        # Parsl has tblib register ways to pickle exceptions that need tblib on the worker, for the whole process.
+        if isinstance(obj, BaseException | types.TracebackType) and _is_of_tblib(copyreg.dispatch_table.get(type(obj))):
+            return obj.__reduce_ex__(_PROTOCOL)
         return super().reducer_override(obj)
 
     def _take_by_value(self, name: str) -> None:
@@ -109,6 +113,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no 
         if module is not None and name not in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.register_pickle_by_value(module)
             self.registered.append(module)
+
+
+def _is_of_tblib(reducer: Any) -> bool:
+    return str(getattr(getattr(reducer, "func", reducer), "__module__", "")).startswith("tblib.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import copyreg
 import io
 import math
 import os
@@ -11,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -139,10 +141,13 @@ def test_which_modules_are_local() -> None:
 
 def test_the_program_is_deterministic_and_names_nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     first = program.runner_program()
+    # marshal, unless told otherwise, marks what something else in the process refers to as well.
+    elsewhere = compile(SOURCE.read_text(encoding="utf-8"), "elsewhere", "exec")
     program._runner_program.cache_clear()
     program._assembled.cache_clear()
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     assert first.name == program.runner_program().name
+    del elsewhere
     content = Path(first.path).read_bytes()
     parts = [content] + [
         base64.b64decode(line.split()[2])
@@ -464,3 +469,21 @@ def test_the_format_of_arguments_is_plain_pickle() -> None:
     """Base64 text and a raw pickle are told apart by the first byte."""
     assert pickle.dumps(((), {}), 5)[:1] == b"\x80"
     assert b"\x80" not in base64.b64encode(bytes(range(256)))
+
+
+def test_tblib_s_ways_of_pickling_stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsl registers them for the whole process when it is imported; environments without Parsl have no tblib."""
+    support = pytest.importorskip("tblib.pickling_support", reason="tblib, which comes with Parsl, is not installed")
+    monkeypatch.setitem(copyreg.dispatch_table, ValueError, support.pickle_exception)
+    monkeypatch.setitem(copyreg.dispatch_table, types.TracebackType, support.pickle_traceback)
+    error = ValueError("as an argument")
+    assert b"tblib" in pickle.dumps(error)
+    arguments = payload.pickle_arguments((error,), {})
+    content = base64.b64decode(arguments.inline or "")
+    assert b"tblib" not in content
+    assert str(pickle.loads(content)[0][0]) == "as an argument"
+    try:
+        raise error
+    except ValueError:
+        with pytest.raises(EngineError, match="traceback"):
+            payload.pickle_arguments((error.__traceback__,), {})

@@ -26,7 +26,7 @@ from rattler import exceptions
 from rattler.package import BuildString
 
 from poncho_wq.build.solver_words import Question, explain_fetch, explain_solve
-from poncho_wq.errors import BuildError, FetchError, SpecError, redact
+from poncho_wq.errors import BuildError, FetchError, PonchoError, SpecError, redact
 from poncho_wq.progress import OnProgress, Progress
 
 T = TypeVar("T")
@@ -99,13 +99,16 @@ class Conda:
         async def names() -> dict[str, dict[str, set[str]]]:
             return await _what_there_is(gateway, sources, channels, wanted, platform)
 
+        problem: PonchoError
         try:
             found = _run(lambda: solve([_by_name(spec) for spec in wanted]))
+            return sorted(found, key=lambda record: str(record["name"]))
         except exceptions.SolverError as error:
-            raise explain_solve(str(error), asked, _or_nothing(lambda: _run(names))) from None
+            problem = explain_solve(str(error), asked, _or_nothing(lambda: _run(names)))
         except exceptions.GatewayError as error:
-            raise explain_fetch(str(error), asked.channels, offline=self.offline) from None
-        return sorted(found, key=lambda record: str(record["name"]))
+            problem = explain_fetch(str(error), asked.channels, offline=self.offline)
+        # Out here: py-rattler's exceptions cannot be pickled, and a context of one would keep ours from it.
+        raise problem
 
     def uncached(self, records: Sequence[Record]) -> list[Record]:
         """Those of ``records`` that are not in the package cache."""

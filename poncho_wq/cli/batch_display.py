@@ -98,6 +98,8 @@ class _Table:
 
         from poncho_wq.batch.model import State
 
+        if not self._record.environment:
+            self._record = self._journal.batch(self._number)
         counts = self._journal.counts(self._number)
         total = sum(counts.values())
         over = sum(count for state, count in counts.items() if state.final)

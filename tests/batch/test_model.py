@@ -48,7 +48,7 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
         "f: jobs[1].resources.memory: expected a number from 1, got -1",
         "f: jobs[1].resources.walltime: expected a number from 0, got -2",
         "f: jobs[2].inputs[0].name: '../x': a path in the job's home is relative and stays inside it",
-        "f: jobs[2].inputs[1]: expected one of path, content and job",
+        "f: jobs[2].inputs[1]: expected one of path, url, content and job",
         "f: jobs[2].inputs[2]: takes a file of 'q', so that must be in after, and the output be named",
         "f: jobs[3].steps: a job needs at least one step that is no sidecar",
         "f: jobs[4].steps[0].argv: a command cannot hold a NUL character",

@@ -504,7 +504,7 @@ def test_closed_streams(world: World, samples: Samples, room: Path, form: str) -
 
 
 def test_inherited_descriptors_are_kept_and_none_is_added(world: World, samples: Samples, room: Path) -> None:
-    program = ["python3", "-c", "import os; print([n for n in range(99) if os.path.exists(f'/proc/self/fd/{n}')])"]
+    program = ["python3", "-c", "import os; print([n for n in range(999) if os.path.exists(f'/proc/self/fd/{n}')])"]
     kept = [os.memfd_create(f"kept {number}", 0) for number in range(12)]
     try:
         wanted = sorted([0, 1, 2, *kept])
