@@ -240,12 +240,15 @@ def test_many_want_more_than_fits(shell: World, several: list[tarballs.Tarball],
     for number in range(4):
         directory = cache / several[number].identity
         if directory.exists():
+            # Who was killed while he looked whether it is in use has left `ready` aside: the next run names it back.
+            run(shell, cache, several[number], "true", size="1G")
             found = {
                 name: entry
                 for name, entry in tree(directory).items()
                 if name not in ("poncho/in-use", "poncho/used", "poncho/kib")
             }
-            verdict.check(number, found == expected[number], "not whole")
+            differs = sorted(set(found.items()) ^ set(expected[number].items()))
+            verdict.check(number, not differs, f"not whole: {differs[:3]}, {len(differs)} in all")
     print(f"{shell.name}: runs: {6 * count}, killed: {killed}, evicted: {evicted}, wrong: {len(verdict.wrong)}")
     assert verdict.wrong == []
     assert evicted >= count / 2
