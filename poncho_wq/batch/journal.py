@@ -19,7 +19,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +159,13 @@ class Journal:
             spool.make()
         try:
             self._db = sqlite3.connect(spool.journal, timeout=30, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._make_schema()
+            with ExitStack() as unless_whole:
+                unless_whole.callback(self._db.close)
+                self._db.row_factory = sqlite3.Row
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._make_schema()
+                unless_whole.pop_all()
         except sqlite3.Error as error:
             raise EngineError(f"{spool.journal}: {error}", advice="is it on a local disk, and yours?") from error
 

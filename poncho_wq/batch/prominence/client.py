@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from poncho_wq.batch.notify import senders_for
 from poncho_wq.batch.prominence import uploads
 from poncho_wq.batch.prominence.door import LOG, Closed, ask
 from poncho_wq.batch.prominence.service import FRONT_END
-from poncho_wq.batch.prominence.settings import settings
+from poncho_wq.batch.prominence.settings import differences, settings
 from poncho_wq.batch.prominence.translation import text_of, translate
 from poncho_wq.batch.spool import RECEIPT, Spool
 from poncho_wq.batch.tasks import keep_inputs
@@ -56,6 +57,12 @@ def create(document: Mapping[str, Any], kind: str) -> tuple[int, dict[str, int]]
     batch = translate(document, directory=Path.cwd(), upload=uploads.place).batch
     senders_for(batch)
     facts = knock(spool)
+    if other := differences(given, facts):
+        warnings.warn(
+            f"the service that runs (process {facts['pid']}) was started with other settings, and keeps them; "
+            f"not used: {', '.join(other)}. It ends when it has nothing to do, or at once by: kill {facts['pid']}",
+            stacklevel=3,
+        )
     if facts["is_all_here"]:
         for job in batch.jobs:
             for feature in job.features:

@@ -14,7 +14,7 @@
 | ``…_IDLE``, idle                    | seconds without work after which the service ends (300) |
 | ``…_STALL``, stall                  | seconds after which a job that no connected worker takes is given up (300) |
 
-The service reads them when it starts; they make no difference to one that runs.
+The service reads them when it starts; they make no difference to one that runs, and who hands over to that is warned.
 """
 
 from __future__ import annotations
@@ -137,4 +137,17 @@ def facts_of(given: Settings) -> dict[str, Any]:
         "engine": given.engine,
         "features": list(given.features),
         "is_all_here": given.is_all_here,
+        "settings": _shown(given),
     }
+
+
+def differences(given: Settings, facts: dict[str, Any]) -> list[str]:
+    """What ``given`` says and a service that told ``facts`` does not do: ``engine=work_queue (it has local)``."""
+    has = facts.get("settings", {})
+    return [f"{name}={value} (it has {has[name]})" for name, value in _shown(given).items() if value != has.get(name)]
+
+
+def _shown(given: Settings) -> dict[str, str]:
+    told = {"engine": given.engine, "port": given.port or "any", "name": given.name, "workers": given.workers,
+            "cores": given.cores, "features": ",".join(given.features)}  # fmt: skip
+    return {name: str(value) if value else "none" for name, value in told.items()}
