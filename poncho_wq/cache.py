@@ -4,7 +4,8 @@
 
     ROOT/v1/                                            mode 0700, ours or root's
         environments/HASH/entry.json                    the pointer: which tarball is current, its size and identity
-        environments/HASH/GENERATION/poncho-env-ID.tar.gz, and beside it poncho.lock, what it was built from
+        environments/HASH/GENERATION/poncho-env-ID.tar.gz, and beside it poncho.lock, what it was built from;
+                                                        of another form it is poncho-env-ID.tar.zst or poncho-env-ID.tar
         environments/HASH/used                          its time is when the entry was last served
         layers/, recipes/                               see layers.py
         locks/HASH.lock                                 held while HASH is built
@@ -56,6 +57,7 @@ from typing import TYPE_CHECKING, Any
 from poncho_wq.caching import inuse
 from poncho_wq.caching.failures import Failures
 from poncho_wq.errors import CacheError
+from poncho_wq.packing.compression import Compression, form_of
 from poncho_wq.packing.layers import LayerStore, sync_directory
 from poncho_wq.scratch import disk_error, held, sweep, work_directory
 
@@ -82,6 +84,7 @@ class Entry:
     python: str | None
     glibc: str | None
     platform: str
+    compression: Compression = "gzip"
 
 
 def default_root() -> Path:
@@ -235,7 +238,7 @@ class Cache:
                 return now
             known = _generations(directory)
             _remove_unnamed(directory, known)
-            name = f"poncho-env-{packed.identity[:16]}.tar.gz"
+            name = f"poncho-env-{packed.identity[:16]}{form_of(packed.compression).suffix}"
             generation = secrets.token_hex(8)
             shelf = work / generation
             inuse.keep(self.home, generation)
@@ -257,6 +260,7 @@ class Cache:
                 "python": packed.python,
                 "glibc": packed.glibc,
                 "platform": packed.platform,
+                "compression": packed.compression,
                 "layers": [layer.digest for layer in packed.layers],
                 # All that an entry has ever named. Any other is what a builder left that died between two renames.
                 "generations": [*known, generation],
@@ -321,6 +325,7 @@ def _entry(directory: Path, facts: dict[str, Any]) -> Entry:
         python=facts["python"],
         glibc=facts["glibc"],
         platform=facts["platform"],
+        compression=facts.get("compression", "gzip"),  # older entries do not say
     )
 
 

@@ -20,6 +20,7 @@ from poncho_wq.importers import Options, SpecLike, read_source
 from poncho_wq.lock import Lock
 from poncho_wq.lockfile import LockFile
 from poncho_wq.manifest import Manifest, read_manifest
+from poncho_wq.packing.compression import Damaged, form_of
 from poncho_wq.spec import EnvSpec
 
 # Compressed tar files, by what they begin with; a plain one has its magic word further on.
@@ -113,17 +114,16 @@ def _runtime_files(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]
     for layer in manifest.layers:
         if layer.name != _RUNTIME:
             continue
-        with path.open("rb") as file:
-            file.seek(manifest.member + layer.offset)
-            packed = file.read(layer.length)
         try:
-            data = zlib.decompress(packed, wbits=31)
+            with path.open("rb") as file:
+                file.seek(manifest.member + layer.offset)
+                data = b"".join(form_of(manifest.compression).content(file, layer.length))
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
                         yield member.name, content.read()
-        except (zlib.error, tarfile.TarError, EOFError) as error:
+        except (Damaged, tarfile.TarError, EOFError) as error:
             raise CorruptTarball(f"{path}: is damaged: {error}", tarball=path, advice=_AGAIN) from error
 
 

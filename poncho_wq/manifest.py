@@ -1,9 +1,9 @@
-"""The manifest: what a tarball says of itself, as a frozen value, as text and as the tarball's first gzip member.
+"""The manifest: what a tarball says of itself, as a frozen value, as text and as the tarball's first member.
 
 This module decides what a manifest may hold and how it is written, byte for byte; it knows nothing of prefixes, layers
 on disk or the cache.  The layout is described for readers of other languages in ``docs/formats/tarball.md``.
 
-Both the manifest's member and the end of the archive are gzip members of *stored* deflate blocks.  Nothing is
+Both the manifest's member and the end of the archive are *stored*, in whichever form the tarball has.  Nothing is
 compressed, so their bytes and lengths follow from the text alone, on any machine and with any version of any
 compressor, and the first member can state its own length.
 """
@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 from poncho_wq.build import Relocation
 from poncho_wq.errors import CorruptTarball
+from poncho_wq.packing.compression import Compression, Damaged, form_of, form_that_begins
 from poncho_wq.packing.tarfragment import file_header, padding
 
 FORMAT_VERSION = 1
@@ -32,14 +30,8 @@ MANIFEST_PATH = "poncho/manifest"
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 _WORD = re.compile(r"[A-Za-z0-9._+-]{1,128}\Z")
-# RFC 1952: magic, deflate, no flags, no time, no extra flags, unknown system.
-GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 # A tar block is 512 bytes; two blocks of zeros end an archive (POSIX.1-1988 ustar).
 _END_OF_ARCHIVE = b"\0" * 1024
-# RFC 1951 §3.2.4: a stored block has a 16-bit length.
-_STORED_MAX = 65535
-# A manifest is read whole into memory; one line for each of a million relocated files stays below this.
-_LONGEST = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +56,8 @@ class Manifest:
     ``layers`` are in file order and without gaps; ``platform`` is conda's word (``linux-64``), ``python`` the full
     version or None, ``glibc`` the oldest C library that it runs with or None.  ``unpacked`` counts the bytes of all
     files and ``files`` the entries (files, links, empty directories), both without the manifest.
-    ``placeholder`` is the text that ``relocations`` replace; None when there are none.
+    ``placeholder`` is the text that ``relocations`` replace; None when there are none.  ``compression`` is the form of
+    the tarball, which its first bytes tell and the text does not; only lengths depend on it.
 
     ``identity``, ``member`` and ``size`` follow from the rest.
     Raises ``ValueError`` when a value cannot be written so that it reads back as itself.
@@ -78,6 +71,7 @@ class Manifest:
     layers: tuple[LayerRef, ...]
     placeholder: str | None = None
     relocations: tuple[Relocation, ...] = ()
+    compression: Compression = "gzip"
     member: int = field(init=False)
     size: int = field(init=False)
     identity: str = field(init=False)
@@ -87,10 +81,11 @@ class Manifest:
         object.__setattr__(self, "identity", identity_of(layer.digest for layer in self.layers))
         object.__setattr__(self, "member", 0)
         object.__setattr__(self, "size", 0)
-        body = sum(layer.length for layer in self.layers) + len(end_member())
+        form = form_of(self.compression)
+        body = sum(layer.length for layer in self.layers) + form.stored_length(len(_END_OF_ARCHIVE))
         # The member's length depends on its text, and the text holds that length.  A longer number can only make the
         # member longer, so going up from the shortest reaches the first length that agrees with itself.
-        while (length := len(_stored_member(self._fragment()))) != self.member:
+        while (length := form.stored_length(len(self._fragment()))) != self.member:
             object.__setattr__(self, "member", length)
             object.__setattr__(self, "size", length + body)
 
@@ -99,8 +94,8 @@ class Manifest:
         return "".join(f"{line}\n" for line in self._lines())
 
     def first_member(self) -> bytes:
-        """The gzip member that opens the tarball: ``member`` bytes, a tar fragment with the one file."""
-        return _stored_member(self._fragment())
+        """The member that opens the tarball: ``member`` bytes, a tar fragment with the one file."""
+        return form_of(self.compression).stored(self._fragment())
 
     def _fragment(self) -> bytes:
         text = self.render().encode("utf-8", "surrogateescape")
@@ -137,17 +132,18 @@ def identity_of(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
 
 
-def end_member() -> bytes:
-    """The gzip member that closes every tarball: the two zero blocks that end a tar archive."""
-    return _stored_member(_END_OF_ARCHIVE)
+def end_member(compression: Compression = "gzip") -> bytes:
+    """The member that closes every tarball of a form: the two zero blocks that end a tar archive."""
+    return form_of(compression).stored(_END_OF_ARCHIVE)
 
 
-def parse(text: str, *, source: str | PathLike[str] | None = None) -> Manifest:
+def parse(text: str, *, source: str | PathLike[str] | None = None, compression: Compression = "gzip") -> Manifest:
     """Read the text of a manifest.  ``source``, the tarball's path, is named in errors.
 
-    Only what ``Manifest.render`` writes is accepted.  Raises ``CorruptTarball`` with the line that is wrong.
+    Only what ``Manifest.render`` writes for this ``compression`` is accepted.  Raises ``CorruptTarball`` with the line
+    that is wrong.
     """
-    return _Reader(text, source).manifest()
+    return _Reader(text, source, compression).manifest()
 
 
 def read_manifest(tarball: str | PathLike[str], *, check_size: bool = True) -> Manifest | None:
@@ -159,12 +155,13 @@ def read_manifest(tarball: str | PathLike[str], *, check_size: bool = True) -> M
     path = Path(tarball)
     with path.open("rb") as stream:
         # What every first member of ours starts with; it ends inside the name field of the tar header.
-        head = stream.read(len(_OPENING))
-        if head[: len(GZIP_HEADER)] != GZIP_HEADER or head[_NAME_AT:] != _OPENING[_NAME_AT:]:
+        form = form_that_begins(stream.read(64), MANIFEST_PATH.encode() + b"\0")
+        if form is None:
             return None
+        stream.seek(0)
         try:
-            fragment = _unzip_first(head, stream)
-        except zlib.error as error:
+            fragment = form.first(stream)
+        except Damaged as error:
             message = f"{path}: its manifest is damaged ({error})"
             raise CorruptTarball(message, tarball=path, advice=_AGAIN) from error
         if fragment is None:
@@ -174,7 +171,8 @@ def read_manifest(tarball: str | PathLike[str], *, check_size: bool = True) -> M
     length = int(digits[0], 8) if digits else -1
     if not 0 <= length <= len(fragment) - 512:
         raise CorruptTarball(f"{path}: the tar header of its manifest is damaged", tarball=path, advice=_AGAIN)
-    manifest = parse(fragment[512 : 512 + length].decode("utf-8", "surrogateescape"), source=path)
+    text = fragment[512 : 512 + length].decode("utf-8", "surrogateescape")
+    manifest = parse(text, source=path, compression=form.name)
     if check_size and actual != manifest.size:
         raise CorruptTarball(
             f"{path}: is {actual} bytes long, and its manifest says {manifest.size}", tarball=path, advice=_AGAIN
@@ -182,33 +180,8 @@ def read_manifest(tarball: str | PathLike[str], *, check_size: bool = True) -> M
     return manifest
 
 
-def _unzip_first(head: bytes, stream: BinaryIO) -> bytes | None:
-    """The content of the gzip member that starts with ``head`` and goes on in ``stream``; None when it does not end."""
-    unzip = zlib.decompressobj(wbits=31)
-    pieces = [unzip.decompress(head)]
-    while not unzip.eof and len(pieces) * 65536 < _LONGEST:
-        chunk = stream.read(65536)
-        if not chunk:
-            break
-        pieces.append(unzip.decompress(chunk))
-    return b"".join(pieces) if unzip.eof else None
-
-
 _OCTAL = re.compile(rb"[0-7]{11}")
 _AGAIN = "make the tarball again, or copy it again from where it came from"
-_NAME_AT = len(GZIP_HEADER) + 5
-_OPENING = GZIP_HEADER + b"\0" * 5 + MANIFEST_PATH.encode() + b"\0"
-
-
-def _stored_member(data: bytes) -> bytes:
-    """``data`` (not empty) as one gzip member of stored blocks."""
-    parts = [GZIP_HEADER]
-    for start in range(0, len(data), _STORED_MAX):
-        block = data[start : start + _STORED_MAX]
-        last = start + _STORED_MAX >= len(data)
-        parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
-    parts.append(struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF))
-    return b"".join(parts)
 
 
 def _check(manifest: Manifest) -> None:
@@ -223,12 +196,14 @@ def _check(manifest: Manifest) -> None:
         demand(word is None or bool(_WORD.match(word)), f"{what} must be one word", word)
     for what, number in (("unpacked", manifest.unpacked), ("files", manifest.files)):
         demand(number >= 0, f"{what} must not be negative", number)
+    shortest = form_of(manifest.compression).shortest
     at = 0
     for layer in manifest.layers:
         demand(layer.offset == at, f"layer {layer.name} must start at {at}", layer.offset)
-        # A gzip member is at least 20 bytes; a fragment is whole tar blocks.
-        demand(layer.length >= 20, f"layer {layer.name} cannot be so short", layer.length)
+        demand(layer.length >= shortest, f"layer {layer.name} cannot be so short", layer.length)
         demand(layer.unpacked % 512 == 0 and layer.unpacked > 0, "a tar fragment is whole blocks", layer.unpacked)
+        same = manifest.compression != "none" or layer.length == layer.unpacked
+        demand(same, f"layer {layer.name} is not compressed, and {layer.unpacked} bytes long", layer.length)
         demand(bool(_HEX64.match(layer.digest)), "a digest is 64 hexadecimal digits", layer.digest)
         demand(bool(_WORD.match(layer.name)), "a layer's name is one word", layer.name)
         at += layer.length
@@ -263,8 +238,9 @@ def _one_line(text: str) -> bool:
 class _Reader:
     """Reads a manifest line by line; every error knows its line."""
 
-    def __init__(self, text: str, source: str | PathLike[str] | None) -> None:
+    def __init__(self, text: str, source: str | PathLike[str] | None, compression: Compression) -> None:
         self._source = source
+        self._compression = compression
         self._lines = text.split("\n")
         self._at = 0
         self._text = text
@@ -303,6 +279,7 @@ class _Reader:
                 layers=layers,
                 placeholder=placeholder,
                 relocations=tuple(relocations),
+                compression=self._compression,
             )
         except ValueError as error:
             raise self._error(str(error)) from error

@@ -6,30 +6,27 @@ that the store does not have, and put manifest, layers and end of archive in a r
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poncho_wq.errors import PackError
-from poncho_wq.manifest import LayerRef, Manifest, end_member
+from poncho_wq.manifest import LayerRef, Manifest
 from poncho_wq.packing.bytecode import Compiler, chunks, compiler_for
-from poncho_wq.packing.layers import Entry, Layer, LayerStore, OnDisk, recipe, sync_directory
+from poncho_wq.packing.compression import Compression
+from poncho_wq.packing.layers import Entry, Layer, LayerStore, OnDisk, recipe
 from poncho_wq.packing.planning import Plan, by_path, plan_layers, scan
 from poncho_wq.packing.shipped_bytecode import adopt
+from poncho_wq.packing.tarball import write_tarball
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress, silent
-from poncho_wq.scratch import space
 from poncho_wq.wrapper import wrapper_path
 
 if TYPE_CHECKING:
@@ -51,6 +48,21 @@ class Packed:
     glibc: str | None
     platform: str
     layers: tuple[LayerRef, ...]
+    compression: Compression = "gzip"
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest) -> Packed:
+        """The file at ``path``, whose manifest this is."""
+        return cls(
+            path=path,
+            identity=manifest.identity,
+            size=manifest.size,
+            python=manifest.python,
+            glibc=manifest.glibc,
+            platform=manifest.platform,
+            layers=manifest.layers,
+            compression=manifest.compression,
+        )
 
 
 def pack(
@@ -66,9 +78,10 @@ def pack(
 ) -> Packed:
     """Pack ``prefix`` into the file ``output``, which appears complete or not at all and replaces what was there.
 
-    ``spec`` and ``lock`` go into the tarball.  Layers are taken from ``store`` and kept there.  ``threads`` is how
-    many things are done at once (default: the cores of this process); the bytes do not depend on it.  ``runtime`` are
-    the files that every environment gets, path → (mode, content); default: those of this release.
+    ``spec`` and ``lock`` go into the tarball.  Layers are taken from ``store`` and kept there; the tarball has their
+    form (``store.compression``), which changes neither what is in it nor its identity.  ``threads`` is how many things
+    are done at once (default: the cores of this process); the bytes do not depend on it.  ``runtime`` are the files
+    that every environment gets, path → (mode, content); default: those of this release.
 
     Raises ``PackError`` when a file of the prefix cannot be packed or the tarball not be written, ``CacheError`` when
     the store cannot be used.
@@ -89,17 +102,9 @@ def pack(
     finally:
         # Without this, an error or a Ctrl-C would wait for everything that was ever planned.
         pool.shutdown(cancel_futures=True)
-    manifest = _manifest(prefix, plans, layers)
-    _write(output, manifest, [layer.path for layer in layers])
-    return Packed(
-        path=output,
-        identity=manifest.identity,
-        size=manifest.size,
-        python=manifest.python,
-        glibc=manifest.glibc,
-        platform=manifest.platform,
-        layers=manifest.layers,
-    )
+    manifest = _manifest(prefix, plans, layers, store.compression)
+    write_tarball(output, manifest, [layer.path for layer in layers])
+    return Packed.of(output, manifest)
 
 
 def runtime_files(spec: EnvSpec, lock: Lock, certificates: Sequence[str] = ()) -> dict[str, tuple[int, bytes]]:
@@ -264,6 +269,8 @@ def _layers(
     jobs = [_job(plan, compiler) for plan in plans]
     layers = {job.recipe: layer for job in jobs if (layer := store.find(job.recipe)) is not None}
     missing = [job for job in jobs if job.recipe not in layers]
+    # What is there in another form need not be compiled again.
+    others = {job.recipe: other for job in missing if (other := store.find_other(job.recipe)) is not None}
     total = sum(plan.size for plan in plans)
     done = total - sum(job.plan.size for job in missing)
 
@@ -274,9 +281,12 @@ def _layers(
     if missing:
         with store.work_directory() as work:
             # All compiling is handed out before any compressing: it takes far longer.
-            compiling = [_compile(job, compiler, work, pool) for job in missing]
+            compiling = [[] if job.recipe in others else _compile(job, compiler, work, pool) for job in missing]
             making: list[Future[Layer]] = []
             for job, futures in zip(missing, compiling, strict=True):
+                if job.recipe in others:
+                    making.append(pool.submit(store.convert, job.recipe, *others[job.recipe], work))
+                    continue
                 entries = _with_bytecode(job.plan.entries, futures)
                 making.append(pool.submit(store.make, job.recipe, entries, work))
             for job, future in zip(missing, making, strict=True):
@@ -313,7 +323,7 @@ def _with_bytecode(entries: Sequence[Entry], compiling: _Compiling) -> list[Entr
 # The tarball
 
 
-def _manifest(prefix: Prefix, plans: Sequence[Plan], layers: Sequence[Layer]) -> Manifest:
+def _manifest(prefix: Prefix, plans: Sequence[Plan], layers: Sequence[Layer], compression: Compression) -> Manifest:
     references = []
     offset = 0
     for plan, layer in zip(plans, layers, strict=True):
@@ -331,64 +341,7 @@ def _manifest(prefix: Prefix, plans: Sequence[Plan], layers: Sequence[Layer]) ->
             layers=tuple(references),
             placeholder=prefix.placeholder if prefix.relocations else None,
             relocations=prefix.relocations,
+            compression=compression,
         )
     except ValueError as error:
         raise PackError(f"{prefix.path}: {error}") from error
-
-
-def _write(output: Path, manifest: Manifest, layers: Sequence[Path]) -> None:
-    draft = output.with_name(f".{output.name}.{secrets.token_hex(8)}.part")
-    try:
-        try:
-            with draft.open("xb", buffering=0) as stream:
-                _write_all(stream, manifest.first_member())
-                for layer, reference in zip(layers, manifest.layers, strict=True):
-                    _append(stream, layer, reference.length)
-                _write_all(stream, end_member())
-                os.fsync(stream.fileno())
-                written = os.fstat(stream.fileno()).st_size
-            if written != manifest.size:
-                raise PackError(f"{output}: {written} bytes were written instead of {manifest.size}")
-            draft.replace(output)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        facts = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            facts += f": {space(output.parent, manifest.size)}"
-        raise PackError(f"{output}: could not write the tarball: {facts}", advice=_ELSEWHERE) from error
-    sync_directory(output.parent)
-
-
-_ELSEWHERE = "choose an existing directory that you can write to, on a disk with enough space"
-
-
-def _append(stream: FileIO, layer: Path, length: int) -> None:
-    """Copy the ``length`` bytes of ``layer`` to the end of ``stream``, within the kernel where it can."""
-    try:
-        source = layer.open("rb", buffering=0)
-    except FileNotFoundError:
-        raise PackError(f"{layer}: was removed while it was needed", advice=_EVICTED) from None
-    with source:
-        left = length
-        with contextlib.suppress(OSError):  # not between these two file systems, or not on this kernel
-            while left and (copied := os.copy_file_range(source.fileno(), stream.fileno(), left)):
-                left -= copied
-        source.seek(length - left)
-        while left:
-            piece = source.read(min(left, _PIECE))
-            if not piece:
-                raise PackError(f"{layer}: was cut short while it was needed", advice=_EVICTED)
-            _write_all(stream, piece)
-            left -= len(piece)
-
-
-_EVICTED = "something else cleans up the cache directory: run it again"
-
-
-def _write_all(stream: FileIO, data: bytes) -> None:
-    """A raw file may take less than it is given, and says so; without buffers, what was written is known exactly."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[stream.write(rest) :]

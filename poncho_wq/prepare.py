@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,15 +20,19 @@ from packaging.utils import canonicalize_name
 
 from poncho_wq.build import Builder, builder_for
 from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
-from poncho_wq.errors import BuildError, SpecError
+from poncho_wq.errors import BuildError, PackError, SpecError
 from poncho_wq.importers import Options, read_source
 from poncho_wq.importing.model import Imported
 from poncho_wq.lockfile import LockFile
 from poncho_wq.manifest import FORMAT_VERSION, read_manifest
 from poncho_wq.pack import Packed, pack
+from poncho_wq.packing.compression import COMPRESSIONS, Compression, Form, form_of
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress, current
 from poncho_wq.spec import EnvSpec, Target
+
+COMPRESSION_VARIABLE = "PONCHO_COMPRESSION"
+"""The form of the tarballs that are built where the caller does not say: a site's choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ def environment(
     offline: bool = False,
     platform: str | None = None,
     options: Options | None = None,
+    compression: Compression | None = None,
 ) -> Environment:
     """Prepare the environment that ``E`` describes, or find it in the cache.
 
@@ -85,16 +92,22 @@ def environment(
     ``"linux-aarch64"``; default: this machine's), for environments that come from conda alone.  ``options`` are for
     what ``E`` leaves open: extras and groups of a project, packages installed from a folder.
 
+    ``compression`` is the form of the tarball: ``"gzip"``, which every worker reads; ``"zstd"``, smaller, and unpacked
+    faster where workers have the program zstd; ``"none"``, unpacked faster still, for networks that are faster than a
+    decompressor.  None: ``$PONCHO_COMPRESSION``, else gzip; a tarball or ``Environment`` keeps the form that it has.
+    The specification's hash and the identity are the same in all, and what the cache has in one form is not built again
+    for another.
+
     Raises ``SpecError`` for a bad description, ``SolveError``, ``FetchError``, ``BuildError`` or ``PackError`` when it
     cannot be had, ``CacheError`` when the cache cannot be used.  Nothing is cached then.
     """
-    if isinstance(E, Environment):
-        return E
-    tarball = _as_tarball(E)
-    if tarball is not None:
-        return _adopt(tarball)
-
     say = on_progress or current()
+    if not isinstance(E, Environment) and (tarball := _as_tarball(E)) is not None:
+        E = _adopt(tarball)
+    if isinstance(E, Environment):
+        return E if compression is None else _in_form(E, _form(compression), cache_dir, say)
+
+    form = _form(compression)
     source = read_source(E, options)
     if locked is not None:
         source = replace(source, prefix=None)  # from the packages that the lock names, not from what is installed
@@ -111,15 +124,17 @@ def environment(
     key = _key(spec_hash, source) if locked is None else locked.key(spec_hash)
 
     cache = Cache(root)
-    entry = None if refresh else cache.lookup(key)
+    form_key = _form_key(key, form)
+    entry = None if refresh else cache.lookup(form_key)
     built: list[Packed] = []
     if entry is None:
         from poncho_wq.caching import admin as cache_admin
 
-        make = _maker(spec, locked, builder, cache, say, built)
-        most = cache_admin.limit()  # a mistake in it is better known before a build than after
+        form.require()  # as a mistake in the limit: better known before a build than after
+        make = _maker(spec, locked, builder, cache, say, built, form, None if refresh else key)
+        most = cache_admin.limit()
         entry = cache.build_once(
-            key, make, refresh=refresh, retry=retry, circumstances=_circumstances(offline),
+            form_key, make, refresh=refresh, retry=retry, circumstances=_circumstances(offline),
             on_wait=lambda: say(Progress(stage="wait")),
         )  # fmt: skip
         cache_admin.tidy(cache, most)
@@ -148,6 +163,41 @@ def _key(spec_hash: str, source: Imported) -> str:
     """What an environment is cached under: hashes and constraints make it another than the specification alone."""
     digest = source.digest
     return spec_hash if digest is None else hashlib.sha256(f"{spec_hash} {digest}".encode()).hexdigest()
+
+
+def _form(compression: Compression | None) -> Form:
+    """The form that is asked for.  Raises ``SpecError``."""
+    name = compression or os.environ.get(COMPRESSION_VARIABLE) or "gzip"
+    if name not in COMPRESSIONS:
+        source = None if compression else f"${COMPRESSION_VARIABLE}"
+        raise SpecError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {name!r}", source=source)
+    return form_of(name)
+
+
+def _form_key(key: str, form: Form) -> str:
+    """What the same environment in another form is cached under."""
+    return key if form.name == "gzip" else hashlib.sha256(f"{key} {form.name}".encode()).hexdigest()
+
+
+def _in_form(given: Environment, form: Form, cache_dir: str | os.PathLike[str] | None, say: OnProgress) -> Environment:
+    """An environment that exists, in this form: itself, or its layers compressed anew, in the cache."""
+    manifest = read_manifest(given.tarball)
+    if manifest is not None and manifest.compression == form.name:
+        return given
+    from poncho_wq.packing.repack import repack
+
+    cache = Cache(Path(cache_dir) if cache_dir is not None else default_root())
+
+    def make(workdir: Path) -> Packed:
+        form.require()
+        output = workdir / f"env{form.suffix}"
+        return repack(given.tarball, store=cache.layers.compressed(form.name), output=output, on_progress=say)
+
+    # By what is in it: whatever it was built from, no specification's key is like this one.
+    key = hashlib.sha256(f"tarball {given.identity} {form.name}".encode()).hexdigest()
+    entry = cache.lookup(key) or cache.build_once(key, make, on_wait=lambda: say(Progress(stage="wait")))
+    say(Progress(stage="ready", detail=entry.tarball.name))
+    return replace(given, tarball=entry.tarball, size=entry.size)
 
 
 def _check_lock(locked: LockFile | None, spec: EnvSpec, required: bool) -> None:
@@ -180,21 +230,43 @@ def _with_packages(spec: EnvSpec, packages: Sequence[str]) -> EnvSpec:
 
 
 def _maker(
-    spec: EnvSpec, locked: LockFile | None, builder: Builder, cache: Cache, say: OnProgress, built: list[Packed]
-) -> Callable[[Path], Packed]:
-    """What the cache calls, at most once at a time for a spec hash, with an empty directory to work in."""
+    spec: EnvSpec, locked: LockFile | None, builder: Builder, cache: Cache, say: OnProgress, built: list[Packed],
+    form: Form, key: str | None,
+) -> Callable[[Path], Packed]:  # fmt: skip
+    """What the cache calls, at most once at a time for a spec hash, with an empty directory to work in.
+
+    ``key`` is what the specification is cached under, in whichever form; None when it is to be built in any case.
+    """
+    store = cache.layers.compressed(form.name)
 
     def make(workdir: Path) -> Packed:
+        output = workdir / f"env{form.suffix}"
+        if key is not None and (other := _other_form(cache, key, form)) is not None:
+            # Not resolved again: in all forms it is the same environment.
+            from poncho_wq.packing.repack import repack
+
+            if (lock_file := other.tarball.with_name(LOCK_NAME)).exists():
+                shutil.copyfile(lock_file, workdir / LOCK_NAME)
+            built.append(repack(other.tarball, store=store, output=output, on_progress=say))
+            return built[-1]
         lock = builder.lock(spec, say) if locked is None else locked.lock
         # It stays beside the tarball, for whoever wants the same again: `poncho_package_create --locked`.
         LockFile(spec=spec, lock=lock).write(workdir / LOCK_NAME)
         prefix = builder.build(spec, lock, workdir / "prefix", say)
-        built.append(
-            pack(prefix, spec=spec, lock=lock, store=cache.layers, output=workdir / "env.tar.gz", on_progress=say)
-        )
+        built.append(pack(prefix, spec=spec, lock=lock, store=store, output=output, on_progress=say))
         return built[-1]
 
     return make
+
+
+def _other_form(cache: Cache, key: str, form: Form) -> Entry | None:
+    """What the cache has of the same specification in another form."""
+    for other in (form_of(name) for name in COMPRESSIONS if name != form.name):
+        with contextlib.suppress(PackError):  # what cannot be read here cannot help
+            other.require()
+            if (entry := cache.lookup(_form_key(key, other))) is not None:
+                return entry
+    return None
 
 
 # What decides, besides the specification, whether packages are found and can be had.

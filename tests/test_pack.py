@@ -603,8 +603,8 @@ def test_a_layer_that_vanishes_is_an_error(tmp_path: Path, monkeypatch: pytest.M
             path.unlink()
         write(*args)  # type: ignore[arg-type]
 
-    write = pack._write
-    monkeypatch.setattr(pack, "_write", lose)
+    write = pack.write_tarball
+    monkeypatch.setattr(pack, "write_tarball", lose)
     with pytest.raises(PackError, match="was removed while it was needed"):
         packed(tmp_path)
     assert not (tmp_path / "env.tar.gz").exists()

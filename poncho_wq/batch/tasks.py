@@ -22,6 +22,7 @@ from poncho_wq.batch.spool import Spool
 from poncho_wq.engines.core import prepared
 from poncho_wq.engines.opened import Engine, Needs
 from poncho_wq.errors import EngineError
+from poncho_wq.packing.compression import suffix_of
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def _step(step: Step, env: Environment, outer: Environment, files: _Files) -> di
         "sidecar": step.sidecar,
     }  # fmt: skip
     if own.identity != outer.identity:
-        name = f"poncho-step-env-{own.identity[:16]}.tar.gz"
+        name = f"poncho-step-env-{own.identity[:16]}{suffix_of(own.tarball)}"
         wrapper = f"poncho-step-wrapper-{wrapper_digest()[:12]}"
         files.cached(staging.link(name, own.tarball), name)
         files.cached(staging.link(wrapper, wrapper_path()), wrapper)

@@ -8,7 +8,6 @@ to something inside; regular files, directories and links only; no setuid or set
 from __future__ import annotations
 
 import bz2
-import importlib
 import lzma
 import os
 import shutil
@@ -16,10 +15,11 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from poncho_wq import zstd_library
 from poncho_wq.command import run
 from poncho_wq.errors import BuildError
 from poncho_wq.progress import OnProgress, Progress
@@ -240,7 +240,7 @@ def _opened(source: Path, compression: str | None, work: Path, what: str) -> Ite
 @contextmanager
 def _zstd(source: Path, work: Path, what: str) -> Iterator[IO[bytes]]:
     """Python's own module (since 3.14), else one that is installed, else the program."""
-    module = _zstd_module()
+    module = zstd_library.find()
     if module is not None:
         try:
             with module.open(source, "rb") as stream:
@@ -252,7 +252,7 @@ def _zstd(source: Path, work: Path, what: str) -> Iterator[IO[bytes]]:
     if program is None:
         raise BuildError(
             f"{what}: nothing here decompresses zstd",
-            advice="pip install zstandard, or install the program zstd",
+            advice=f"{zstd_library.ADVICE}, or install the program zstd",
         )
     plain = work / f"{source.name}.unzstd"
     try:
@@ -261,13 +261,6 @@ def _zstd(source: Path, work: Path, what: str) -> Iterator[IO[bytes]]:
             yield stream
     finally:
         plain.unlink(missing_ok=True)
-
-
-def _zstd_module() -> Any:
-    for name in ("compression.zstd", "backports.zstd", "zstandard"):
-        with suppress(ImportError):
-            return importlib.import_module(name)
-    return None
 
 
 @contextmanager

@@ -36,13 +36,14 @@ from poncho_wq.caching import inuse
 from poncho_wq.caching.failures import Failures
 from poncho_wq.caching.listing import Listed, current_generation, generations_in, scan_with, size_of
 from poncho_wq.errors import CacheError
+from poncho_wq.packing.compression import LAYER_SUFFIXES
 from poncho_wq.scratch import DEAD, disk_error, sweep
 
 SIZE_VARIABLE = "PONCHO_CACHE_SIZE"
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*\Z", re.IGNORECASE)
 _MANY = 1000
-_LAYER = re.compile(r"([0-9a-f]{64})\.gz\Z")
+_LAYER = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, LAYER_SUFFIXES))})\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,8 @@ class _Books:
             if entry.path is not None:
                 self.total += 0 if self._tarballs[entry.inode] else entry.size
                 self._tarballs[entry.inode] += 1
-            self._layers.update(set(entry.layers))
-        self.total += sum(layer_sizes.get(digest, 0) for digest in self._layers)
+            self._layers.update(entry.layer_files)
+        self.total += sum(layer_sizes.get(name, 0) for name in self._layers)
 
     def without(self, entry: Listed) -> int:
         """Take an entry out; the bytes of tarballs that go with it.  Its layers are unnamed, and go later."""
@@ -189,15 +190,15 @@ class _Books:
             self._tarballs[entry.inode] -= 1
             freed = 0 if self._tarballs[entry.inode] else entry.size
         self.total -= freed
-        for digest in set(entry.layers):
-            self._layers[digest] -= 1
-            if not self._layers[digest]:
-                self.total -= self.layer_sizes.get(digest, 0)
+        for name in entry.layer_files:
+            self._layers[name] -= 1
+            if not self._layers[name]:
+                self.total -= self.layer_sizes.get(name, 0)
         return freed
 
     def unnamed(self) -> list[str]:
-        """The layers that are there and that no entry names."""
-        return [digest for digest in self.layer_sizes if not self._layers[digest]]
+        """The files of layers that are there and that no entry names."""
+        return [name for name in self.layer_sizes if not self._layers[name]]
 
 
 class _Remover:
@@ -265,18 +266,18 @@ class _Remover:
             count, size = count + 1, size + bytes_
         return count, size
 
-    def remove_layers(self, digests: Sequence[str]) -> Sequence[str]:
+    def remove_layers(self, names: Sequence[str]) -> Sequence[str]:
         """Remove layers that no entry names, and recipes of what is gone; those removed.  None while anybody builds."""
-        if not digests:
+        if not names:
             return ()
         with self._claimed([inuse.LAYERS]) as unused:
             if not unused or (not self._claims.locks and not self._dry_run):
                 return ()
             if not self._dry_run:
-                for digest in digests:
-                    _unlink(f"{self._home}/layers/{digest}.gz")
+                for name in names:
+                    _unlink(f"{self._home}/layers/{name}")
                 _remove_recipes(str(self._home))
-        return digests
+        return names
 
     @contextlib.contextmanager
     def _claimed(self, bytes_: Sequence[int]) -> Iterator[bool]:
@@ -324,7 +325,7 @@ def _layer_sizes(home: Path) -> dict[str, int]:
         for each in found:
             if name := _LAYER.match(each.name):
                 with contextlib.suppress(FileNotFoundError):
-                    sizes[name[1]] = each.stat(follow_symlinks=False).st_size
+                    sizes[name[0]] = each.stat(follow_symlinks=False).st_size
     return sizes
 
 
@@ -349,7 +350,8 @@ def _remove_recipes(home: str) -> None:
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 with open(each.path, "rb", buffering=0) as stream:
                     digest = json.loads(stream.read())["digest"]
-                if not os.path.exists(f"{home}/layers/{digest}.gz"):
+                suffix = os.path.splitext(each.name)[1] or ".gz"  # a gzip layer's recipe has none
+                if not os.path.exists(f"{home}/layers/{digest}{suffix}"):
                     os.unlink(each.path)
 
 

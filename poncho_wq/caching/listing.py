@@ -18,6 +18,7 @@ from typing import Any
 
 from poncho_wq.cache import ENTRY_NAME, USED_NAME, Cache, is_hash
 from poncho_wq.caching import inuse
+from poncho_wq.packing.compression import COMPRESSIONS, Compression, form_of
 from poncho_wq.scratch import disk_error
 
 _GENERATION = re.compile(r"[0-9a-f]{16}\Z")
@@ -29,7 +30,8 @@ class Listed:
 
     ``path`` is the tarball, None when the entry is not whole.  ``size`` is the tarball's in bytes, ``used`` when it was
     last handed out (seconds since 1970), ``in_use`` whether a living process has it, as far as the locks tell.
-    ``superseded`` are generations (bytes in ``superseded_size``) that a refresh has replaced; ``layers`` are digests.
+    ``superseded`` are generations (bytes in ``superseded_size``) that a refresh has replaced; ``layers`` are digests,
+    and ``compression`` says in which form they and the tarball are.
     """
 
     spec_hash: str
@@ -44,6 +46,13 @@ class Listed:
     superseded: tuple[str, ...]
     superseded_size: int
     in_use: bool
+    compression: Compression = "gzip"
+
+    @property
+    def layer_files(self) -> frozenset[str]:
+        """The names of the layers' files."""
+        suffix = form_of(self.compression).layer_suffix
+        return frozenset(digest + suffix for digest in self.layers)
 
     @property
     def tarball(self) -> Path | None:
@@ -109,6 +118,8 @@ def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
         superseded=superseded,
         superseded_size=sum(size_of(f"{path}/{each}") for each in superseded) if superseded else 0,
         in_use=claims.any_used and any(claims.is_used(inuse.generation_byte(each)) for each in generations),
+        # Older entries do not say; what says something that is not known here is another version's.
+        compression=named if (named := facts.get("compression")) in COMPRESSIONS else "gzip",
     )
 
 

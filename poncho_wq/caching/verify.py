@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from poncho_wq.cache import ENTRY_NAME, Cache
 from poncho_wq.caching import inuse
@@ -19,6 +19,7 @@ from poncho_wq.caching.admin import remove
 from poncho_wq.caching.listing import Listed
 from poncho_wq.errors import CorruptTarball
 from poncho_wq.manifest import end_member, read_manifest
+from poncho_wq.packing.compression import LAYER_SUFFIXES, Damaged, Form, form_of
 from poncho_wq.progress import OnProgress, Progress, silent
 
 _PIECE = 1 << 20
@@ -38,7 +39,7 @@ class Damage:
 def verify(cache: Cache, entries: Sequence[Listed], *, on_progress: OnProgress = silent) -> list[Damage]:
     """What is damaged: tarballs of ``entries``, all layers, all downloads.  Nothing is changed.
 
-    Raises ``CacheError`` when the cache is somebody else's.
+    Raises ``CacheError`` when the cache is somebody else's, ``PackError`` when a library to decompress with is missing.
     """
     if not cache.exists():
         return []
@@ -46,8 +47,9 @@ def verify(cache: Cache, entries: Sequence[Listed], *, on_progress: OnProgress =
     for entry in entries:
         path = entry.tarball or cache.home / "environments" / entry.spec_hash
         work.append((path, lambda entry=entry, path=path: _tarball(entry, path)))  # type: ignore[misc]
-    for path in _named_by_digest(cache.home / "layers", ".gz"):
-        work.append((path, lambda path=path: _layer(path)))  # type: ignore[misc]
+    for suffix, form in LAYER_SUFFIXES.items():
+        for path in _named_by_digest(cache.home / "layers", suffix):
+            work.append((path, lambda path=path, form=form: _layer(path, form)))  # type: ignore[misc]
     for path in _named_by_digest(cache.root / "data/http", ""):
         work.append((path, lambda path=path: _download(path)))  # type: ignore[misc]
     found = []
@@ -88,13 +90,15 @@ def check_tarball(path: Path) -> None:
     manifest = read_manifest(path)
     if manifest is None:
         raise CorruptTarball(f"{path}: is no tarball of poncho_wq", tarball=path)
+    form = form_of(manifest.compression)
     with path.open("rb", buffering=0) as stream:
-        stream.seek(manifest.member)
         for layer in manifest.layers:
-            problem = _problem(stream, layer.length, layer.digest)
+            stream.seek(manifest.member + layer.offset)
+            problem = _problem(form, stream, layer.length, layer.digest)
             if problem is not None:
                 raise CorruptTarball(f"{path}: layer {layer.name}: {problem}", tarball=path)
-        if stream.read(_PIECE) != end_member():
+        stream.seek(manifest.size - len(end_member(form.name)))
+        if stream.read(_PIECE) != end_member(form.name):
             raise CorruptTarball(f"{path}: its end is damaged", tarball=path)
 
 
@@ -120,10 +124,10 @@ def _tarball(entry: Listed, path: Path) -> Damage | None:
     return None
 
 
-def _layer(path: Path) -> Damage | None:
+def _layer(path: Path, form: Form) -> Damage | None:
     try:
         with path.open("rb", buffering=0) as stream:
-            problem = _problem(stream, path.stat().st_size, path.name.removesuffix(".gz"))
+            problem = _problem(form, stream, path.stat().st_size, path.name.removesuffix(form.layer_suffix))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -146,24 +150,14 @@ def _download(path: Path) -> Damage | None:
     return Damage(kind="download", path=path, problem=f"has the sha256 {digest.hexdigest()}")
 
 
-def _problem(stream: BinaryIO, length: int, digest: str) -> str | None:
-    """What is wrong with the gzip member of ``length`` bytes that begins here, and should hold ``digest``."""
-    from isal import isal_zlib
-
-    damaged: Any = isal_zlib.error  # whose type its stubs have wrong
+def _problem(form: Form, stream: BinaryIO, length: int, digest: str) -> str | None:
+    """What is wrong with the member of ``length`` bytes that begins here, and should hold ``digest``."""
     content = hashlib.sha256()
-    unzip = isal_zlib.decompressobj(31)
-    left = length
     try:
-        while left and (piece := stream.read(min(left, _PIECE))):
-            left -= len(piece)
-            content.update(unzip.decompress(piece))
-    except damaged as error:
-        # Where the next one begins is known all the same.
-        stream.seek(left, 1)
-        return f"cannot be decompressed ({error})"
-    if left or not unzip.eof or unzip.unused_data:
-        return "is cut short, or has something after its end"
+        for piece in form.content(stream, length):
+            content.update(piece)
+    except Damaged as error:
+        return str(error)
     return None if content.hexdigest() == digest else f"holds the sha256 {content.hexdigest()} instead of {digest}"
 
 

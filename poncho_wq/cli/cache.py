@@ -242,6 +242,7 @@ def _facts(entry: Listed) -> dict[str, Any]:
         "used": entry.used,
         "python": entry.python,
         "platform": entry.platform,
+        "compression": entry.compression,
         "layers": list(entry.layers),
         "superseded": len(entry.superseded),
         "in_use": entry.in_use,

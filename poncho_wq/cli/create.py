@@ -40,6 +40,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     ap.add_argument("--require-locked", action="store_true", help="refuse to build anything that --locked does not pin")
     ap.add_argument("--offline", action="store_true", help="use only what is downloaded already")
     ap.add_argument("--platform", choices=PLATFORMS, help="the workers', if not this machine's (conda packages only)")
+    ap.add_argument(
+        "--compression", choices=("gzip", "zstd", "none"),
+        help="of the tarball: gzip needs nothing special on the workers; zstd, smaller and faster to unpack, needs the "
+        "program zstd there; none is for networks that are faster than a decompressor (default: $PONCHO_COMPRESSION, "
+        "else gzip; that of a tarball given as SPEC stays)",
+    )  # fmt: skip
     ap.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     add_options(ap)
     upstream = ap.add_argument_group("accepted for compatibility")
@@ -75,6 +81,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             spec,
             cache_dir=args.cache_dir, on_progress=say, refresh=args.refresh, retry=args.retry, locked=locked,
             require_locked=args.require_locked, offline=args.offline, platform=args.platform, options=options_of(args),
+            compression=args.compression,
         )  # fmt: skip
     publish(env.tarball, output)
     if not args.quiet:

@@ -22,6 +22,7 @@ from poncho_wq.analyze import reach_of_call
 from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
+from poncho_wq.packing.compression import suffix_of
 from poncho_wq.program import runner_program, warm_client
 from poncho_wq.warm.wanted import Warm, modules_of, survives_fork
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
@@ -413,7 +414,7 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
     short = identity[: staging.DIGEST_LENGTH]
     workspace = '"$WORK_QUEUE_SANDBOX"'
     prefix = f"{workspace}/poncho-env-{identity[:32]}"
-    environment_name = f"poncho-env-{short}.tar.gz"
+    environment_name = f"poncho-env-{short}{suffix_of(tarball)}"
     wrapper_name = f"poncho_package_run-{wrapper_digest()[:12]}"
     # Where a node's cache is only the wrapper knows, on the worker; it takes @/ for the environment's directory.
     place, inside = ("--node-cache", "@") if unpack_to == "node" else (f"--unpack-to {prefix}", prefix)

@@ -1,4 +1,4 @@
-"""Layers: some files of a prefix → a tar fragment → a gzip member, made once and kept.
+"""Layers: some files of a prefix → a tar fragment → a gzip member (or another form of it), made once and kept.
 
 A layer's name is the sha256 of its uncompressed fragment.  Its *recipe* is a digest of what goes in: path, mode and
 content (or link target) of every entry, and the compiler of its ``.pyc`` files.  The store maps recipes to layers, so
@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from poncho_wq.errors import PackError
-from poncho_wq.manifest import GZIP_HEADER
 from poncho_wq.packing import tarfragment
 from poncho_wq.packing.bytecode import Slice
+from poncho_wq.packing.compression import COMPRESSIONS, Compression, Damaged, Form, form_of
 from poncho_wq.scratch import disk_error, work_directory
 
-# Changes whenever the same entries would give other bytes: what old recipes say is then not used.
+# Changes whenever the same entries would give other content: what old recipes say is then not used.
 _RECIPE_VERSION = "poncho-layer 1 gzip"
-# Level 2 of isal: measured 560 MB/s a core, 10 % larger than zlib's level 4 at 60 MB/s. Level 3 would be 3 % smaller
-# and a third slower, but gives other bytes with AVX-512 than without (1 and 2 give the same; seen with valgrind).
-_LEVEL = 2
 # The compressor is always fed pieces of this size: with other pieces it may give other bytes.
 _PIECE = 1 << 20
 
@@ -82,9 +79,9 @@ class Entry:
 class Layer:
     """What is known of a finished layer.
 
-    ``path`` is its gzip member in the store, ``length`` the bytes of that, ``unpacked`` those of the tar fragment
-    inside, ``crc`` the fragment's CRC-32, ``content`` the bytes of all its files together and ``files`` the number of
-    its entries.
+    ``path`` is its member in the store, ``length`` the bytes of that, ``unpacked`` those of the tar fragment inside,
+    ``crc`` what the member's end vouches with (gzip: the fragment's CRC-32), ``content`` the bytes of all its files
+    together and ``files`` the number of its entries.
     """
 
     path: Path
@@ -112,14 +109,21 @@ class LayerStore:
     """Layers and recipes under one directory.  Processes may share it; making one touches nothing.
 
     ``layers/DIGEST.gz`` is a gzip member, never written in place.  ``recipes/RECIPE`` says which one it is and how
-    long. ``tmp/`` holds the work of the living.
+    long. ``tmp/`` holds the work of the living.  Other forms lie beside it: ``DIGEST.zst`` with ``RECIPE.zst``, and
+    ``DIGEST.tar``; a store finds and makes those of its ``compression``.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, compression: Compression = "gzip") -> None:
         self.root = root = root.absolute()
+        self.compression = compression
+        self._form = form_of(compression)
         self._layers = root / "layers"
         self._recipes = root / "recipes"
         self._tmp = root / "tmp"
+
+    def compressed(self, compression: Compression) -> LayerStore:
+        """The same store for layers of another form."""
+        return LayerStore(self.root, compression)
 
     @contextlib.contextmanager
     def work_directory(self) -> Iterator[Path]:
@@ -135,24 +139,70 @@ class LayerStore:
     def find(self, key: str) -> Layer | None:
         """The layer of a recipe; None when there is none, or what there is is not whole."""
         try:
-            facts = json.loads((self._recipes / key).read_bytes())
-            layer = Layer(path=self._layers / f"{facts['digest']}.gz", **facts)
+            facts = json.loads((self._recipes / recipe_name(key, self._form)).read_bytes())
+            layer = Layer(path=self._layers / f"{facts['digest']}{self._form.layer_suffix}", **facts)
             # What a power cut left short has another length; what is something else has another end.
-            return layer if _matches(layer) else None
+            return layer if self._matches(layer) else None
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             return None
+
+    def find_other(self, key: str) -> tuple[Layer, Form] | None:
+        """The layer of a recipe in a form that is not this store's."""
+        for compression in COMPRESSIONS:
+            if compression != self.compression and (found := self.compressed(compression).find(key)) is not None:
+                return found, form_of(compression)
+        return None
 
     def make(self, key: str, entries: Iterable[Entry], work: Path) -> Layer:
         """Write the layer of a recipe and keep it.  ``work`` is a ``work_directory()``.
 
         Raises ``PackError`` when a file cannot be read or was changed, ``CacheError`` when the store cannot be written.
         """
-        unfinished = work / f"{key}.gz"
+
+        def fill(fragment: _Fragment) -> None:
+            for entry in entries:
+                fragment.add(entry)
+
+        return self._make(key, fill, work)
+
+    def copy(self, key: str, pieces: Iterable[bytes], work: Path, *, content: int, files: int) -> Layer:
+        """Write the layer of a recipe from what is in it in another form, and keep it.
+
+        ``content`` and ``files`` are as in ``Layer``.  Raises what ``pieces`` raise, and ``CacheError``.
+        """
+
+        def fill(fragment: _Fragment) -> None:
+            for piece in pieces:
+                fragment.write(piece)
+            fragment.content, fragment.files = content, files
+
+        return self._make(key, fill, work)
+
+    def convert(self, key: str, layer: Layer, form: Form, work: Path) -> Layer:
+        """Write the layer of a recipe from the one that there is in another form, and keep it.
+
+        Raises ``PackError`` when that one is damaged or was removed, ``CacheError`` when the store cannot be written.
+        """
+        try:
+            with layer.path.open("rb") as stream:
+                pieces = form.content(stream, layer.length)
+                made = self.copy(key, pieces, work, content=layer.content, files=layer.files)
+        except FileNotFoundError:
+            problem = "was removed while it was needed"
+        except Damaged as error:
+            problem = str(error)
+        else:
+            if made.digest == layer.digest:
+                return made
+            problem = f"holds the sha256 {made.digest}"
+        raise PackError(f"{layer.path}: {problem}", advice="poncho-wq cache verify --remove, and then run it again")
+
+    def _make(self, key: str, fill: Callable[[_Fragment], None], work: Path) -> Layer:
+        unfinished = work / f"{key}{self._form.layer_suffix}"
         try:
             with unfinished.open("xb") as stream:
-                fragment = _Fragment(stream)
-                for entry in entries:
-                    fragment.add(entry)
+                fragment = _Fragment(stream, self._form)
+                fill(fragment)
                 fragment.finish()
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -169,16 +219,16 @@ class LayerStore:
                 digest=fragment.digest.hexdigest(),
                 length=path.stat().st_size,
                 unpacked=fragment.length,
-                crc=fragment.crc,
+                crc=fragment.writer.checksum,
                 content=fragment.content,
                 files=fragment.files,
             )
 
-        final = self._layers / f"{fragment.digest.hexdigest()}.gz"
+        final = self._layers / f"{fragment.digest.hexdigest()}{self._form.layer_suffix}"
         # Another recipe, or another process, may have made the same fragment.  Its bytes may differ (another release of
         # the compressor), and tarballs know its length: a whole one stays.
         with contextlib.suppress(OSError):
-            if _matches(there := layer(final)):
+            if self._matches(there := layer(final)):
                 unfinished.unlink()
                 return there
         unfinished.replace(final)
@@ -190,7 +240,20 @@ class LayerStore:
         del facts["path"]
         draft = work / f"{key}.json"
         draft.write_text(json.dumps(facts, sort_keys=True), encoding="ascii")
-        draft.replace(self._recipes / key)
+        draft.replace(self._recipes / recipe_name(key, self._form))
+
+    def _matches(self, layer: Layer) -> bool:
+        """Whether the file is as long as it should be and ends in the right way."""
+        with layer.path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size != layer.length:
+                return False
+            stream.seek(-min(self._form.tail, layer.length), os.SEEK_END)
+            return self._form.ends_right(stream.read(), layer.crc, layer.unpacked)
+
+
+def recipe_name(key: str, form: Form) -> str:
+    """The name of a recipe's file: those of gzip layers have no suffix, since they are older than the other forms."""
+    return key if form.name == "gzip" else f"{key}{form.layer_suffix}"
 
 
 def sync_directory(directory: Path) -> None:
@@ -203,55 +266,38 @@ def sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def _matches(layer: Layer) -> bool:
-    """Whether the file is as long as it should be and ends in the right gzip trailer."""
-    with layer.path.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size != layer.length:
-            return False
-        stream.seek(-8, os.SEEK_END)
-        return stream.read() == _trailer(layer.crc, layer.unpacked)
-
-
-def _trailer(crc: int, unpacked: int) -> bytes:
-    return struct.pack("<II", crc, unpacked & 0xFFFFFFFF)
-
-
 class _Fragment:
     """Writes entries as a tar fragment, compressed, into a stream."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        from isal import isal_zlib
-
+    def __init__(self, stream: BinaryIO, form: Form) -> None:
         self._stream = stream
-        self._crc32 = isal_zlib.crc32
-        self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
+        self.writer = form.writer()
         self._pending = bytearray()
         self.digest = hashlib.sha256()
-        self.crc = self.length = self.content = self.files = 0
-        stream.write(GZIP_HEADER)
+        self.length = self.content = self.files = 0
+        stream.write(self.writer.begin())
 
     def add(self, entry: Entry) -> None:
         self.files += 1
         if entry.kind == "file":
             size = entry.size
             self.content += size
-            self._write(tarfragment.file_header(entry.path, size=size, mode=entry.mode))
+            self.write(tarfragment.file_header(entry.path, size=size, mode=entry.mode))
             for piece in _read(entry):
-                self._write(piece)
-            self._write(tarfragment.padding(size))
+                self.write(piece)
+            self.write(tarfragment.padding(size))
         elif entry.kind == "hardlink":
-            self._write(tarfragment.hardlink_header(entry.path, entry.target, mode=entry.mode))
+            self.write(tarfragment.hardlink_header(entry.path, entry.target, mode=entry.mode))
         elif entry.kind == "symlink":
-            self._write(tarfragment.symlink_header(entry.path, entry.target))
+            self.write(tarfragment.symlink_header(entry.path, entry.target))
         else:
-            self._write(tarfragment.directory_header(entry.path))
+            self.write(tarfragment.directory_header(entry.path))
 
     def finish(self) -> None:
         self._compress(self._pending)
-        self._stream.write(self._deflate.flush())
-        self._stream.write(_trailer(self.crc, self.length))
+        self._stream.write(self.writer.end())
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         self._pending += data
         while len(self._pending) >= _PIECE:
             piece = self._pending[:_PIECE]
@@ -261,8 +307,7 @@ class _Fragment:
     def _compress(self, piece: bytearray) -> None:
         self.length += len(piece)
         self.digest.update(piece)
-        self.crc = self._crc32(piece, self.crc)
-        self._stream.write(self._deflate.compress(piece))
+        self._stream.write(self.writer.add(piece))
 
 
 def _read(entry: Entry) -> Iterator[bytes]:
