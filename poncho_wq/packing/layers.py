@@ -147,10 +147,12 @@ class LayerStore:
             return None
 
     def find_other(self, key: str) -> tuple[Layer, Form] | None:
-        """The layer of a recipe in a form that is not this store's."""
+        """The layer of a recipe in a form that is not this store's, and that can be read here."""
         for compression in COMPRESSIONS:
             if compression != self.compression and (found := self.compressed(compression).find(key)) is not None:
-                return found, form_of(compression)
+                with contextlib.suppress(PackError):
+                    form_of(compression).require()
+                    return found, form_of(compression)
         return None
 
     def make(self, key: str, entries: Iterable[Entry], work: Path) -> Layer:
