@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import cloudpickle
 
@@ -76,13 +76,16 @@ class Outcome:
 
     ``kind``: ``value`` (``value`` is what the function returned), ``raised`` (``value`` is the exception; None when it
     could not be brought here), ``exit`` (``message`` is the argument of ``sys.exit``), ``failed`` (``message`` says
-    what went wrong around the function).  ``traceback`` is the worker's text.
+    what went wrong around the function), ``each`` (several calls: ``items`` has what each left, ``seconds`` is what
+    they took together).  ``traceback`` is the worker's text.
     """
 
-    kind: Literal["value", "raised", "exit", "failed"]
+    kind: Literal["value", "raised", "exit", "failed", "each"]
     value: Any = None
     traceback: str = ""
     message: str = ""
+    items: tuple[Outcome, ...] = ()
+    seconds: float = 0.0
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
@@ -182,6 +185,19 @@ def pickle_arguments(
     return _shipped(content, modules)
 
 
+def pickle_calls(calls: list[tuple[Any, ...]], by_value: frozenset[str] | None = None) -> Arguments:
+    """Pickle the positional arguments of several calls of one function, in the way of ``pickle_arguments``."""
+    if all(map(_are_plain, calls)):
+        return _shipped(pickle.dumps(calls, _PROTOCOL), frozenset())
+    try:
+        content, modules = _pickle(calls, "the arguments", by_value)
+    except EngineError:
+        for number, args in enumerate(calls, 1):
+            _pickle(args, f"the arguments of call {number} of {len(calls)}", by_value)
+        raise
+    return _shipped(content, modules)
+
+
 def _are_plain(values: Iterable[Any]) -> bool:
     """Whether plain pickle does for them what cloudpickle would, at a tenth of the cost: no function, no class."""
     for value in values:
@@ -221,24 +237,36 @@ def _read_outcome(file: io.BufferedReader) -> Outcome:
     if len(words) != 5 or words[:2] != [b"poncho-result", b"1"]:
         raise ValueError("it was not written by poncho_wq's runner")
     trace, message = (file.read(int(size)).decode(errors="replace") for size in words[3:])
-    match words[2]:
-        case b"exit":
+    kind = words[2].decode()
+    if kind != "each":
+        return _outcome(kind, trace, message, file)
+    try:
+        seconds, found = _Unpickler(file).load()
+    except Exception as error:
+        raise ValueError(f"its results cannot be told apart: {type(error).__name__}: {error}") from error
+    items = tuple(_outcome(how, text, said, io.BytesIO(content)) for how, text, said, content in found)
+    return Outcome(kind="each", items=items, seconds=seconds)
+
+
+def _outcome(kind: str, trace: str, message: str, file: IO[bytes]) -> Outcome:
+    match kind:
+        case "exit":
             return Outcome(kind="exit", traceback=trace, message=message)
-        case b"failed":
+        case "failed":
             return Outcome(kind="failed", traceback=trace, message=message)
-        case b"raised":
+        case "raised":
             try:
                 return Outcome(kind="raised", value=_Unpickler(file).load(), traceback=trace, message=message)
             except Exception:
                 # Its class cannot be made here, or it could not be pickled there: its text has to do.
                 return Outcome(kind="raised", traceback=trace, message=message)
-        case b"value":
+        case "value":
             try:
                 return Outcome(kind="value", value=_Unpickler(file).load())
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
                 return Outcome(kind="failed", message=f"the result cannot be loaded on the manager: {said}")
-    raise ValueError(f"kind {words[2]!r} is none of poncho_wq's runner")
+    raise ValueError(f"kind {kind!r} is none of poncho_wq's runner")
 
 
 @cache

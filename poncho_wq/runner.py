@@ -14,6 +14,7 @@ RESULT is written whole or not at all.  Its first line is ``poncho-result 1 KIND
 bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
 
     value     the pickle is what the function returned          0
+    each      the pickle is (seconds, what became of each call)   0
     raised    the pickle is the exception, or empty if it has none     1
     exit      the function called sys.exit(); message is the argument  as Python would
     failed    message says what went wrong around the function          1
@@ -109,11 +110,14 @@ def main(argv: list[str]) -> int:
     function_file, arguments, result_file = argv[:3]
     try:
         _set_path(*argv[3:5])
-        function, args, kwargs = _load(function_file, arguments)
+        function, given = _load(function_file, arguments)
     except _Problem as problem:
         return _leave(result_file, b"failed", _text_of(problem.__cause__), str(problem))
     except BaseException as error:
         return _leave(result_file, b"failed", _text_of(error), "could not be started: " + _one_line(error))
+    if type(given) is list:
+        return _each(result_file, function, given)
+    args, kwargs = given
     try:
         value = function(*args, **kwargs)
     except SystemExit as stop:
@@ -210,7 +214,8 @@ def _refuse_shadowing(directory: str, path: list[str], package: str = "") -> Non
         )
 
 
-def _load(function_file: str, arguments: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+def _load(function_file: str, arguments: str) -> tuple[Callable[..., Any], Any]:
+    """The function and ``(args, kwargs)``, or a list with the positional arguments of each of several calls."""
     with open(function_file, "rb") as file:
         _check_header(file.readline())
         try:
@@ -218,10 +223,10 @@ def _load(function_file: str, arguments: str) -> tuple[Callable[..., Any], tuple
         except BaseException as error:
             raise _Problem("the function cannot be loaded in this environment: " + _one_line(error)) from error
     try:
-        args, kwargs = _load_arguments(arguments)
+        given = _load_arguments(arguments)
     except BaseException as error:
         raise _Problem("the arguments cannot be loaded in this environment: " + _one_line(error)) from error
-    return function, args, kwargs
+    return function, given
 
 
 def _check_header(line: bytes) -> None:
@@ -257,9 +262,52 @@ def _returned(result_file: str, value: Any) -> int:
         if isinstance(error, OSError):
             message = "the result could not be written: " + _one_line(error)
         else:
-            message = f"the result, of type {_type_name(value)}, cannot be pickled: {_one_line(error)}"
+            message = _not_pickled(value, error)
         return _leave(result_file, b"failed", _text_of(error), message)
     return 0
+
+
+def _not_pickled(value: Any, error: BaseException) -> str:
+    return f"the result, of type {_type_name(value)}, cannot be pickled: {_one_line(error)}"
+
+
+def _each(result_file: str, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> int:
+    """Every call as if it were alone in its task: kind, traceback, message and pickle of each."""
+    import time
+
+    start = time.perf_counter()
+    found = [_one_of_them(function, args) for args in calls]
+    seconds = time.perf_counter() - start
+    try:
+        _write(result_file, b"each", "", "", (seconds, found))
+    except BaseException as error:
+        return _leave(result_file, b"failed", _text_of(error), "the results could not be written: " + _one_line(error))
+    return 0
+
+
+def _one_of_them(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, str, str, bytes]:
+    try:
+        value = function(*args)
+    except SystemExit as stop:
+        return "exit", _text_of(stop), str(0 if stop.code is None else stop.code), b""
+    except BaseException as error:
+        text, line = _text_of(error), _one_line(error)
+        try:
+            return "raised", text, line, _dumped(error)
+        except BaseException:
+            return "raised", text, line, b""
+    try:
+        return "value", "", "", _dumped(value)
+    except BaseException as error:
+        return "failed", _text_of(error), _not_pickled(value, error), b""
+
+
+def _dumped(value: Any) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    _dump(value, file)
+    return file.getvalue()
 
 
 def _raised(result_file: str, error: BaseException) -> int:

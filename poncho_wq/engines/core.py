@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from poncho_wq import local_code, payload, staging
 from poncho_wq.analyze import reach_of_call
+from poncho_wq.chunks import Each, Sizes
 from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
@@ -83,17 +84,18 @@ class Means:
 class Job:
     """What one task is to do, whatever the engine: made once, planned once, perhaps run several times.
 
-    ``Job(function, args, kwargs)`` or ``Job("shell text", (), {"environment": E})``.  Raises ``TypeError`` for
+    ``Job(function, args, kwargs)``, ``Job(Each(function), (calls,), {"environment": E})`` with a list of argument
+    tuples, or ``Job("shell text", (), {"environment": E})``.  Raises ``TypeError`` for
     arguments that the function does not take, ``EngineError`` for what cannot be sent, ``AnalysisError`` for local code
     that is not Python.
     """
 
     __slots__ = (
-        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "_stats", "before", "command",
+        "_arguments", "_code", "_function_file", "_given", "_reach", "_result", "_sizes", "_stats", "before", "command",
         "function", "plan", "unpack_to", "warm",
     )  # fmt: skip
 
-    def __init__(self, work: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, work: Callable[..., Any] | Each | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.plan: Plan | None = None
         self.before = ""
         self.command: str | None = None
@@ -101,6 +103,7 @@ class Job:
         self._reach: Reach | None = None
         self._code: local_code.LocalCode | None = None
         self._stats: staging.OwnFile | None = None
+        self._sizes: Sizes | None = None
         self.unpack_to: UnpackTo = "worker"
         self.warm: Warm = False
         if isinstance(work, str):
@@ -110,17 +113,29 @@ class Job:
                 raise TypeError("a command task takes the command, environment= and unpack_to= only")
             self.set_command(work)
             return
+        calls: list[tuple[Any, ...]] | None = None
+        if isinstance(work, Each):
+            self._sizes, calls = work.sizes, args[0]
+            work = work.function
         if not callable(work):
             raise TypeError(f"PonchoTask takes a function or the text of a command, not {type(work).__name__}")
-        ours = split_arguments(work, args, kwargs)
+        if calls is None:
+            ours = split_arguments(work, args, kwargs)
+        else:
+            ours, kwargs = kwargs, {}
+            for call in calls:
+                split_arguments(work, call, {})
         self._given = ours.get("environment")
         self.set_unpack_to(ours.get("unpack_to", "worker"))
         self.function = work
         if "warm" in ours:
             self.set_warm(ours["warm"])
-        self._reach = reach = reach_of_call(work, args, kwargs)
+        self._reach = reach = reach_of_call(work, args if calls is None else (calls,), kwargs)
         self._function_file = payload.pickle_function(work, reach.by_value, modules_of(reach))
-        self._arguments = payload.pickle_arguments(args, kwargs, reach.by_value)
+        if calls is None:
+            self._arguments = payload.pickle_arguments(args, kwargs, reach.by_value)
+        else:
+            self._arguments = payload.pickle_calls(calls, reach.by_value)
         self._code = local_code.pack_local(reach)
         self._result = staging.OwnFile("-result")
 
@@ -189,7 +204,7 @@ class Job:
     def clone(self) -> Job:
         """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
         new = Job.__new__(Job)
-        for name in ("before", "command", "function", "_given", "_reach", "_code", "unpack_to", "warm"):
+        for name in ("before", "command", "function", "_given", "_reach", "_code", "_sizes", "unpack_to", "warm"):
             setattr(new, name, getattr(self, name))
         new.plan = None
         new._stats = None if self._stats is None else staging.OwnFile("-stats")
@@ -224,6 +239,8 @@ class Job:
         """What the function left, read from the result that came back and then removed; None if there is none."""
         found = payload.load_result(self._result.path)
         self._result.remove()
+        if self._sizes is not None and found is not None and found.kind == "each":
+            self._sizes.measured(len(found.items), found.seconds)
         return found
 
     def _plan_command(self, means: Means) -> Plan:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from typing import Any
 
@@ -56,12 +56,16 @@ class RemoteFuture(Future[Any]):
 class Work:
     """What is to be done for one future: ``make(engine)`` gives the task to submit, in the dispatcher's thread."""
 
-    __slots__ = ("future", "make", "settled")
+    __slots__ = ("counted", "future", "make", "settled")
 
     def __init__(self, make: Callable[[Engine], Any], future: RemoteFuture | None = None) -> None:
         self.make = make
         self.future = future if future is not None else RemoteFuture()
-        self.settled = False
+        self.settled = self.counted = False
+
+    def parts(self) -> Iterator[Work]:
+        """Every piece of work that ended with this one, and itself."""
+        yield self
 
     def settle(self, task: Any) -> None:
         """The task is done: tell the future."""
@@ -98,6 +102,8 @@ class Dispatcher:
         self._open = open_it
         self._on_settled = on_settled
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        # Taken out of the inbox, but not acted upon yet: the one that came first.
+        self._next_message: tuple[str, Any] | None = None
         self._lock = threading.Lock()
         self._broken: BaseException | None = None
         self._stopping = False
@@ -174,29 +180,31 @@ class Dispatcher:
         now = time.time()
         left = 1.0 - now % 1.0 - _BEFORE_SECOND
         try:
-            message = self._inbox.get(timeout=left if left > 0 else left + 1.0)
+            self._next_message = self._inbox.get(timeout=left if left > 0 else left + 1.0)
         except queue.Empty:
             engine.wait(1)
-        else:
-            self._inbox.put(message)
+
+    def _messages(self) -> Iterator[tuple[str, Any]]:
+        """Every message there is, in the order of arrival."""
+        while True:
+            message, self._next_message = self._next_message, None
+            if message is None:
+                try:
+                    message = self._inbox.get_nowait()
+                except queue.Empty:
+                    return
+            yield message
 
     def _read_inbox(self, backlog: Backlog[Work]) -> bool:
-        """Act on every message there is; whether one of them was to stop.
-
-        Also the order of arrival: ``_idle`` puts back only into an empty inbox or behind what came after, of which the
-        order means nothing.
-        """
+        """Act on every message there is; whether one of them was to stop."""
         stop = False
-        cancelled: set[int] = set()
-        while True:
-            try:
-                what, work = self._inbox.get_nowait()
-            except queue.Empty:
-                break
+        # By their identity, and held, so that no other work can get the same.
+        cancelled: dict[int, Work] = {}
+        for what, work in self._messages():
             if what == "work":
                 backlog.add(work)
             elif what == "cancel":
-                cancelled.add(id(work))
+                cancelled[id(work)] = work
             else:
                 stop = True
                 if what == "cancel all":
@@ -225,8 +233,10 @@ class Dispatcher:
         self._settled(work)
 
     def _settled(self, work: Work) -> None:
-        if self._on_settled is not None:
-            self._on_settled(work)
+        for each in work.parts():
+            if self._on_settled is not None and not each.counted:
+                each.counted = True
+                self._on_settled(each)
 
     def _replace_workers(self, engine: Engine) -> None:
         """Start another for each of our workers that died; its tasks are the engine's to send again."""
@@ -242,13 +252,7 @@ class Dispatcher:
             self._stopping = True
             error = self._broken
         left = [] if backlog is None else backlog.forget()
-        while True:
-            try:
-                what, work = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            if what == "work":
-                left.append(work)
+        left += [work for what, work in self._messages() if what == "work"]
         for work in left:
             broken = BrokenExecutor(
                 f"the engine is gone: {error}" if error is not None else "the executor was shut down"

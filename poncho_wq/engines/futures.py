@@ -17,14 +17,16 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from poncho_wq.chunks import call_each, chunks_of
+from poncho_wq.chunks import Chunksize, Each
 from poncho_wq.engines.core import split_arguments
 from poncho_wq.engines.dispatcher import Dispatcher, RemoteFuture, Work
+from poncho_wq.engines.mapping import works_of
 from poncho_wq.engines.opened import Engine, Needs, open_engine
 
 if TYPE_CHECKING:
     from poncho_wq.engines.bar import Bar
     from poncho_wq.prepare import EnvironmentLike
+    from poncho_wq.warm.wanted import Warm
 
 __all__ = ["Executor", "RemoteFuture"]
 
@@ -38,7 +40,8 @@ class Executor(futures.Executor):
     ``"condor"``, … as ``work_queue_factory -T`` takes it) they are jobs of that batch system instead.  With neither,
     point workers of your own to ``port``, or to the project ``name``.
 
-    ``needs``: what each call asks of its worker; default: one core, and three tries if workers are lost.  ``progress``
+    ``needs``: what each call asks of its worker; default: one core, and three tries if workers are lost.  ``warm``: as
+    of ``PonchoTask.specify_warm``, for every call that does not say otherwise.  ``progress``
     shows a bar on the terminal.  ``directory`` is for what workers and manager write (default: a temporary one).
 
     A call may be cancelled until it is done: its process is ended.  One that raised gives that exception, whose
@@ -57,10 +60,12 @@ class Executor(futures.Executor):
         name: str | None = None,
         features: Sequence[str] = (),
         needs: Needs | None = None,
+        warm: Warm = False,
         progress: bool = False,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         self._environment = environment
+        self._warm = warm
         self._needs = needs if needs is not None else Needs(cores=1, retries=3)
         self._bar: Bar | None = None
         if progress:
@@ -83,8 +88,9 @@ class Executor(futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteFuture:
         """Call ``fn(*args, **kwargs)`` on a worker.
 
-        ``environment=E`` and ``unpack_to=`` among the keywords are for this call, unless ``fn`` has parameters of that
-        name.  Function and arguments are pickled when the call's turn comes: change none of them until it is done.
+        ``environment=E``, ``unpack_to=`` and ``warm=`` among the keywords are for this call, unless ``fn`` has
+        parameters of that name.  Function and arguments are pickled when the call's turn comes: change none of them
+        until it is done.
 
         Raises ``TypeError`` when the function does not take these arguments, ``BrokenExecutor`` when the engine is
         gone, ``RuntimeError`` after ``shutdown``.  What goes wrong later is told by the future.
@@ -93,22 +99,20 @@ class Executor(futures.Executor):
         return self._put(partial(self._task, fn, args, kwargs, ours))
 
     def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: Chunksize = 1
     ) -> Iterator[Any]:
         """Like ``map(fn, *iterables)``, with the results in order; ``chunksize`` items go into one task.
 
-        The items are taken at once.  Raises ``TimeoutError`` ``timeout`` seconds after this call, ``ValueError`` for a
-        ``chunksize`` below 1.
+        ``"auto"`` begins with one, measures, and then sends about half a second of work at a time.  A call that raises
+        takes nothing from the others in its task.  The items are taken at once.  Raises ``TimeoutError`` ``timeout``
+        seconds after this call, ``ValueError`` for a ``chunksize`` below 1.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1")
         until = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         if chunksize == 1:
-            waiting = deque([self.submit(fn, *arguments) for arguments in calls])
-            return _results(waiting, until, lambda value: [value])
-        tasks = [partial(self._chunk, fn, chunk) for chunk in chunks_of(calls, chunksize)]
-        return _results(deque([self._put(make) for make in tasks]), until, lambda values: values)
+            return _results(deque([self.submit(fn, *arguments) for arguments in calls]), until)
+        works = works_of(fn, self._chunk, calls, chunksize)
+        return _results(deque([self._hand_over(work) for work in works]), until)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end when all are done; with ``cancel_futures`` those that run are ended too."""
@@ -119,7 +123,9 @@ class Executor(futures.Executor):
                 self._bar.close()
 
     def _put(self, make: Callable[[Engine], Any]) -> RemoteFuture:
-        work = Work(make)
+        return self._hand_over(Work(make))
+
+    def _hand_over(self, work: Work) -> RemoteFuture:
         self._dispatcher.put(work)
         if self._bar is not None:
             self._bar.added()
@@ -127,7 +133,7 @@ class Executor(futures.Executor):
 
     def _task(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | Each,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         ours: dict[str, Any],
@@ -136,14 +142,16 @@ class Executor(futures.Executor):
         task = engine.PonchoTask(fn, *args, **kwargs, **ours)
         if ours.get("environment") is None and self._environment is not None:
             task.specify_environment(self._environment)
+        if self._warm is not False and "warm" not in ours and engine.kind != "taskvine":
+            task.specify_warm(self._warm)
         engine.need(task, self._needs)
         return task
 
-    def _chunk(self, fn: Callable[..., Any], chunk: list[tuple[Any, ...]], engine: Engine) -> Any:
-        return self._task(partial(call_each, fn), (chunk,), {}, {}, engine)
+    def _chunk(self, each: Each, calls: list[tuple[Any, ...]], engine: Engine) -> Any:
+        return self._task(each, (calls,), {}, {}, engine)
 
 
-def _results(waiting: deque[RemoteFuture], until: float | None, values: Callable[[Any], list[Any]]) -> Iterator[Any]:
+def _results(waiting: deque[RemoteFuture], until: float | None) -> Iterator[Any]:
     """The values in order; when nobody wants the rest, it is cancelled."""
     try:
         while waiting:
@@ -156,7 +164,7 @@ def _results(waiting: deque[RemoteFuture], until: float | None, values: Callable
                 future.cancel()
                 raise
             del future
-            yield from values(came)
+            yield came
     finally:
         for future in waiting:
             future.cancel()

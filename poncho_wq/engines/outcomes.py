@@ -42,11 +42,13 @@ class Ending:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """``value`` is for ``t.output``; ``traceback`` the worker's text, None when the function returned; ``returned``
-    tells an exception that was raised from one that is the result."""
+    tells an exception that was raised from one that is the result.  ``items``: of a task with several calls, the same
+    for each of them."""
 
     value: Any
     traceback: str | None = None
     returned: bool = False
+    items: tuple[Verdict, ...] | None = None
 
 
 def judge(outcome: Outcome | None, ending: Ending) -> Verdict:
@@ -55,6 +57,9 @@ def judge(outcome: Outcome | None, ending: Ending) -> Verdict:
         return Verdict(value=_nothing_left(ending), traceback="")
     if outcome.kind == "value":
         return Verdict(value=outcome.value, returned=True)
+    if outcome.kind == "each":
+        items = tuple(judge(item, ending) for item in outcome.items)
+        return Verdict(value=[item.value for item in items], returned=True, items=items)
     error = TaskError(_words(outcome, ending), traceback=outcome.traceback, exit_status=ending.status, host=ending.host)
     if outcome.kind == "raised" and isinstance(outcome.value, BaseException):
         # As concurrent.futures does: an uncaught `raise t.output` shows the worker's traceback before the manager's.

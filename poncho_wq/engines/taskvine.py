@@ -7,11 +7,12 @@ a task of its own, mounts it in a task's sandbox and puts its ``bin/run_in_env``
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poncho_wq import payload
+from poncho_wq.chunks import Chunksize, Each, tasks_of
 from poncho_wq.engines import vine_manager
 from poncho_wq.engines.core import Job
 from poncho_wq.engines.outcomes import Ending, Verdict, judge
@@ -76,7 +77,7 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
     # For TaskVine's `__del__` of a task that could not be made.
     _task: Any = None
 
-    def __init__(self, work: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, work: Callable[..., Any] | Each | str, /, *args: Any, **kwargs: Any) -> None:
         self._files: list[Shared] = []
         self._contexts: list[Any] = []
         self._submitted = False
@@ -84,6 +85,29 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
         self._stats: EnvironmentStats | None = None
         self._job = Job(work, args, kwargs)
         super().__init__(self._job.command or "")
+
+    @classmethod
+    def map(
+        cls,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: Chunksize = 1,
+        environment: EnvironmentLike | None = None,
+    ) -> Iterator[Any]:
+        """Tasks for ``map(function, *iterables)``, ``chunksize`` calls in each, made one by one as you ask for them.
+
+        ``"auto"`` begins with single calls, and fills later tasks by what those took that have come back: so ask for a
+        task when there is room for one.  A task's ``output`` is the list of its results, with the exceptions of those
+        that raised; its ``outcomes`` tell the two apart.  ``environment`` is as of ``PonchoTask``.
+
+        Raises ``ValueError`` for a ``chunksize`` below 1, and for each task what ``PonchoTask`` does.
+        """
+
+        def make(each: Each, calls: list[tuple[Any, ...]]) -> Any:
+            return cls(each, calls, environment=environment)
+
+        return tasks_of(make, function, zip(*iterables, strict=False), chunksize)
 
     def __repr__(self) -> str:
         function = self._job.function
@@ -176,6 +200,15 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
             return self.std_output
         verdict = self._judged()
         return None if verdict is None else verdict.value
+
+    @property
+    def outcomes(self) -> tuple[Verdict, ...] | None:
+        """Of a task of ``map``, for each of its calls: ``value``, whether it ``returned`` that, and ``traceback``.
+
+        None before the task is done, when its process left nothing, and for all other tasks.
+        """
+        verdict = None if self._job.function is None else self._judged()
+        return None if verdict is None else verdict.items
 
     @property
     def traceback(self) -> str | None:

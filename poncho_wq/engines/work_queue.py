@@ -8,11 +8,12 @@ the structure itself belongs to a plain inner ``Task``, to which every method an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from poncho_wq import staging
+from poncho_wq.chunks import Chunksize, Each, tasks_of
 from poncho_wq.engines import stand_in
 from poncho_wq.engines.binding import find_work_queue
 from poncho_wq.engines.core import Job, Plan
@@ -136,7 +137,7 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
     local modules are too large to be, ``AnalysisError`` when those are not Python.
     """
 
-    def __init__(self, work: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, work: Callable[..., Any] | Each | str, /, *args: Any, **kwargs: Any) -> None:
         self._bound = False
         self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self._names: tuple[tuple[str, str | None], ...] = ()
@@ -149,6 +150,31 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         self._job = Job(work, args, kwargs)
         self._latest = _Base(self._job.command or "")
         self._again: Any = None
+
+    @classmethod
+    def map(
+        cls,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: Chunksize = 1,
+        environment: EnvironmentLike | None = None,
+        unpack_to: UnpackTo = "worker",
+        warm: Warm = False,
+    ) -> Iterator[Any]:
+        """Tasks for ``map(function, *iterables)``, ``chunksize`` calls in each, made one by one as you ask for them.
+
+        ``"auto"`` begins with single calls, and fills later tasks by what those took that have come back: so ask for a
+        task when there is room for one.  A task's ``output`` is the list of its results, with the exceptions of those
+        that raised; its ``outcomes`` tell the two apart.  The other arguments are as of ``PonchoTask``.
+
+        Raises ``ValueError`` for a ``chunksize`` below 1, and for each task what ``PonchoTask`` does.
+        """
+
+        def make(each: Each, calls: list[tuple[Any, ...]]) -> Any:
+            return cls(each, calls, environment=environment, unpack_to=unpack_to, warm=warm)
+
+        return tasks_of(make, function, zip(*iterables, strict=False), chunksize)
 
     def __del__(self) -> None:
         """The inner task frees the structure; the job's files go with the job."""
@@ -354,6 +380,15 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
             return self.std_output
         verdict = self._judged()
         return None if verdict is None else verdict.value
+
+    @property
+    def outcomes(self) -> tuple[Verdict, ...] | None:
+        """Of a task of ``map``, for each of its calls: ``value``, whether it ``returned`` that, and ``traceback``.
+
+        None before the task is done, when its process left nothing, and for all other tasks.
+        """
+        verdict = None if self._job.function is None else self._judged()
+        return None if verdict is None else verdict.items
 
     @property
     def traceback(self) -> str | None:
