@@ -4,7 +4,7 @@
                                 Python reads in half the time that it takes for one with escapes
     # SOURCES                   the same as text, for a Python that cannot use that byte code: to say what is wrong
     # CLOUDPICKLE               this cloudpickle, compiled; read by those tasks alone that need the whole of it
-    # WARM                      ``warm/starting.py`` and ``warm/server.py``, compiled; for the first task of a worker
+    # WARM                      the modules of ``warm/`` that run there, compiled; for the first task of a worker
 
 The last three are comments, base64 of marshalled dictionaries.  One file, since each costs the manager and every worker
 something for every task; no zip, whose import machinery costs a task more than its own work does.
@@ -94,7 +94,7 @@ def _assembled() -> bytes:
         name: compile(
             Path(__file__).parent.joinpath("warm", name + ".py").read_bytes(), name, "exec", dont_inherit=True
         )
-        for name in ("starting", "server")
+        for name in ("starting", "fitness", "child", "server")
     }
     for mark, content in (("SOURCES", sources), ("CLOUDPICKLE", whole), ("WARM", warm)):
         text += f"# {mark} {base64.b64encode(marshal.dumps(content, _MARSHAL)).decode()}\n"

@@ -5,7 +5,8 @@ THE STORY.  Work Queue's worker W runs tasks, each as ``sh -c COMMAND``, the lea
   T1  is the first task of its environment on W.  Its shell reads ``client.sh``, finds no server, and is replaced by the
       wrapper, the environment's Python and the runner, as any task.  Before it calls the function, the runner starts a
       server S: a process of its own group, in none of the task's directories, with none of its descriptors.
-  S   imports what the function's file names, forks once to see whether that works, and ends for good if threads remain.
+  S   imports what the function's file names, looks after each whether it may be forked still, and ends if not: threads,
+      open files, shared memory or processes that an import has left. Which it was is noted in ``unfit``.
       Then it publishes its FIFOs by renaming ``cur``, and waits.
   T2  reads ``cur``, claims a reply FIFO by creating a file that must not exist, and sends one line: its pid, the slot,
       and the words that its runner would have been given.
@@ -28,6 +29,8 @@ C is outside T2's process *tree* (its parent is S), though in its group: who mea
 So a task under Work Queue's resource monitor runs fresh.
 
     client.sh     the shell's part: built-ins only, since every process that it starts would cost as much as the child
-    server.py     S and C: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
+    server.py     S: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
+    fitness.py    whether S may be forked after an import: no threads, nothing that all children would share
+    child.py      how C takes T2's place
     starting.py   how T1 starts S
 """

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from poncho_wq.warm.server import UNFIT
+from poncho_wq.warm.fitness import UNFIT
 
 if TYPE_CHECKING:
     from poncho_wq.analysis.model import Reach

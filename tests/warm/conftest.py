@@ -53,8 +53,8 @@ def named(source: str, name: str = "f") -> Any:
 class Workspace:
     """``run`` does one task to its end; ``start`` returns its process."""
 
-    def __init__(self, root: Path, shell: list[str]) -> None:
-        self.root, self.shell = root, shell
+    def __init__(self, root: Path, shell: list[str], python: str = sys.executable, user: int | None = None) -> None:
+        self.root, self.shell, self.python, self.user = root, shell, python, user
         self.environ = {"PATH": "/usr/bin:/bin", "HOME": "/root", "WORK_QUEUE_SANDBOX": str(root)}
         self.prefix = root / "prefix"
         (self.prefix / "poncho").mkdir(parents=True)
@@ -75,12 +75,12 @@ class Workspace:
         runner, client = runner_program(), warm_client()
         self.kept += [shipped, runner, client]
         for file in (shipped, runner, client):
-            (home / file.name).symlink_to(file.path)
+            shutil.copyfile(file.path, home / file.name)
         # What the wrapper does, as far as it matters here.
         prefix = shlex.quote(str(self.prefix))
         wrapper = (
             f"unset PYTHONPATH PYTHONHOME; export PONCHO_PREFIX={prefix} CONDA_PREFIX={prefix}; "
-            f"PATH={prefix}/bin:$PATH; . {prefix}/poncho/ready; _poncho_activate; exec {sys.executable}"
+            f"PATH={prefix}/bin:$PATH; . {prefix}/poncho/ready; _poncho_activate; exec {self.python}"
         )
         return (
             f"_poncho_id=test; set -- {shipped.name} {arguments.word} poncho-result; . ./{client.name}; "
@@ -101,9 +101,13 @@ class Workspace:
         home.mkdir()
         command = before + self.command(home, function, args, modules)
         out = (self.root / f"out.{self.count}").open("w+b")
+        if self.user is not None:
+            for path in (self.root, home):
+                os.chown(path, self.user, -1)
         process = subprocess.Popen(
             [*(parent or []), *self.shell, "-c", command], cwd=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             env={**self.environ, "TMPDIR": str(home), **(environ or {})}, preexec_fn=lambda: os.setpgid(0, 0),
+            user=self.user,
         )  # fmt: skip
         self.started.append(process)
         return Task(process, home, out)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +244,46 @@ def test_other_users_are_refused(workspace: Workspace) -> None:
     assert not _is_fresh(workspace, server)
 
 
+def test_a_process_of_another_user_is_not_served(workspace: Workspace) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root to be another user")
+    server = workspace.warm_up()
+    place = workspace.homes()[0] / str(server)
+    with subprocess.Popen(["sleep", "60"], user=65534, cwd="/") as other:
+        try:
+            (place / "claim.0").write_text(f"{other.pid}\n")
+            with (place / "reply.0").open("rb+", buffering=0) as reply:
+                with (place / "requests").open("wb", buffering=0) as requests:
+                    requests.write(f"run {other.pid} 0 f gA== result\n".encode())
+                assert reply.readline() == f"{other.pid} fresh 0\n".encode()
+        finally:
+            other.kill()
+    assert not _is_fresh(workspace, server)
+
+
+def test_an_ordinary_user() -> None:
+    """Whose processes may be looked into by nobody but themselves and root."""
+    if os.getuid() != 0:
+        pytest.skip("every other test is that of an ordinary user")
+    python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    if not os.access(python, os.X_OK):
+        pytest.skip(f"there is no {python}, for any user to run")
+    # Not below pytest's own directory, which is root's alone.
+    place = Path(tempfile.mkdtemp(prefix="poncho-warm-test-"))
+    place.chmod(0o755)
+    workspace = Workspace(place / "work", ["/bin/sh"], python, user=65534)
+    try:
+        server = workspace.warm_up()
+        assert os.stat(f"/proc/{server}").st_uid == 65534
+        assert workspace.run(parent).value == server, workspace.read("refused")
+        task, one, other = _running(workspace)
+        task.process.kill()
+        until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+    finally:
+        workspace.close()
+        shutil.rmtree(place)
+
+
 def test_a_directory_that_others_can_write_to(workspace: Workspace) -> None:
     home = workspace.root / "poncho-warm-test-......."
     home.mkdir(mode=0o700)
@@ -283,6 +325,39 @@ def test_a_module_that_starts_a_thread(workspace: Workspace) -> None:
         assert workspace.run(parent).value == second
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nkept = open(sys.executable, 'rb')",
+        "import socket\nkept = socket.socketpair()",
+        "import mmap\nkept = mmap.mmap(-1, 4096)",
+        "import subprocess\nkept = subprocess.Popen(['sleep', '60'])",
+    ],
+    ids=["file", "socket", "memory", "process"],
+)
+def test_a_module_that_keeps_what_children_would_share(workspace: Workspace, code: str) -> None:
+    """An offset, a buffer of the system's, memory as a GPU's driver maps it: what one task does there, all see."""
+    with _installed(code + "\n") as module:
+        first = workspace.run(nothing, 1, modules=("json", module.stem))
+        assert first.status == 0
+        until(lambda: module.stem in workspace.read("unfit"), "the server's note")
+        assert workspace.server() is None
+        server = workspace.warm_up()
+        assert workspace.run(parent, modules=(module.stem,)).value != server
+        assert workspace.run(parent).value == server
+
+
+def test_a_module_that_keeps_it_and_comes_later(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    task, *_ = _running(workspace)  # what is the server's own meanwhile is not the module's
+    with _installed("import sys\nkept = open(sys.executable, 'rb')\n") as module:
+        assert workspace.run(parent, modules=("wave",)).value == server
+        assert workspace.run(parent, modules=(module.stem,)).value != server
+        assert module.stem in workspace.read("unfit").split()
+        assert "wave" not in workspace.read("unfit").split()
+    task.process.kill()
+
+
 def test_modules_that_are_listed(workspace: Workspace) -> None:
     server = workspace.warm_up()
     task = workspace.run(parent, modules=("tensorflow",))
@@ -317,9 +392,9 @@ def test_streams_when_pidfd_getfd_is_forbidden(tmp_path: Path) -> None:
     try:
         until(lambda: "ready" in out.read_text(), "the client")
         code = (
-            "import os, sys; from poncho_wq.warm import server\n"
+            "import os, sys; from poncho_wq.warm import child, server\n"
             f"task = server._Task({client.pid}, -1, 0)\n"
-            f"server._take_streams(task, '/proc/{client.pid}', {{}}.get)\n"
+            f"child._take_streams(task, '/proc/{client.pid}', {{}}.get)\n"
         ).replace("{}.get", "None")
         code += "os.write(1, b'out\\n'); os.write(2, b'err\\n'); os.write(1, repr(os.read(0, 10)).encode())"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
