@@ -198,6 +198,19 @@ def base_url(channel: str) -> str:
         raise SpecError(f"{channel}: is not a conda channel: {error}") from None
 
 
+def served_from(channel: str) -> list[str]:
+    """Where rattler looks for this channel: the mirrors of the user's configuration, else the channel's own URL.
+
+    Each with a final slash.  Raises ``SpecError``, and ``BuildError`` when the configuration cannot be read.
+    """
+    url = base_url(channel)
+    for upstream, mirrors in _configuration().mirrors.items():
+        rest = url.removeprefix(upstream.rstrip("/") + "/")
+        if rest != url and mirrors:
+            return [f"{mirror.rstrip('/')}/{rest}" for mirror in mirrors]
+    return [url]
+
+
 def channel_of(spec: str) -> str | None:
     """The channel that a MatchSpec names, as it names it; None when it names none."""
     head, double_colon, _ = spec.partition("::")

@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": ("poncho_wq.cli.explain", "say what each import of a script or function is, and why it is in or out"),
     "env": ("poncho_wq.cli.env", "lock, show, compare, import and export descriptions of environments"),
     "cache": ("poncho_wq.cli.cache", "list, check and clean up the cache of environments"),
+    "doctor": ("poncho_wq.cli.doctor", "look at this machine: what is wrong, and the command that mends it"),
     "batch": ("poncho_wq.cli.batch", "run batches of jobs described in a file"),
     "demo": ("poncho_wq.cli.demo", "a manager and workers run a function in an environment built for it"),
 }
