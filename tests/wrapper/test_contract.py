@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -988,6 +991,23 @@ def test_statistics(world: World, samples: Samples, room: Path) -> None:
         assert int(row["total"]) >= 0
         assert int(row["waited"]) == 0
         assert row["evicted"] == "0"
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock (util-linux)")
+def test_statistics_count_a_wait_for_the_lock(dash: World, samples: Samples, room: Path) -> None:
+    env = {"PONCHO_STATS": str(room / "stats")}
+    with (room / ".poncho-lock.env").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = dash.start("-e", samples.ours.path, "-d", room / "env", "--debug", "true", env=env)
+        assert process.stderr is not None
+        while "waiting for the run" not in (line := process.stderr.readline()):
+            assert line, "it did not wait"
+        time.sleep(0.2)
+    assert process.wait(60) == 0
+    process.stderr.close()
+    waited = re.search(r" waited=(\d+) ", (room / "stats").read_text())
+    assert waited is not None
+    assert int(waited[1]) > 0
 
 
 def test_statistics_that_cannot_be_written_do_no_harm(world: World, samples: Samples, room: Path) -> None:
