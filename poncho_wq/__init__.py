@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from poncho_wq.engines.work_queue import PonchoTask, WorkQueue
     from poncho_wq.errors import PonchoError
     from poncho_wq.prepare import Environment, environment
+    from poncho_wq.recording import record
     from poncho_wq.spec import EnvSpec
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "analyze",
     "environment",
+    "record",
 ]
 
 _LAZY = {
@@ -40,6 +42,7 @@ _LAZY = {
     "PonchoTask": "poncho_wq.engines.work_queue",
     "WorkQueue": "poncho_wq.engines.work_queue",
     "environment": "poncho_wq.prepare",
+    "record": "poncho_wq.recording",
 }
 
 

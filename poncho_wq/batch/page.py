@@ -9,46 +9,18 @@ from html import escape
 from poncho_wq.batch.gantt import gantt
 from poncho_wq.batch.journal import Attempt, BatchRecord, JobRecord, Journal
 from poncho_wq.batch.model import State
+from poncho_wq.drawing.page import document, section, span, tiles
 
 # Of each failed job's standard error, what the page shows.
 TAIL_LINES = 12
 
 _STYLE = """
-:root { --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --card: #ffffff; --ground: #f4f6f8;
-  --completed: #2f9e6e; --failed: #d1433f; --killed: #b4466f; --running: #2f74c0; --submitted: #6aa6d8;
+:root { --completed: #2f9e6e; --failed: #d1433f; --killed: #b4466f; --running: #2f74c0; --submitted: #6aa6d8;
   --idle: #a9b4c0; --waiting: #c8d0d8; --skipped: #d39b2a; --deleted: #8a63b3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #9aa7b5; --line: #34404d; --card: #1c232c;
-  --ground: #12171d; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 28px; background: var(--ground); color: var(--ink);
-  font: 15px/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; }
-h1 { font-size: 24px; margin: 0; } h1 small { color: var(--soft); font-weight: 400; }
-h2 { font-size: 16px; margin: 0 0 12px; }
-p.when { color: var(--soft); margin: 4px 0 18px; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
-  margin-bottom: 18px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 18px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-left: 5px solid var(--c); border-radius: 8px;
-  padding: 8px 18px 8px 14px; min-width: 110px; }
-.tile b { display: block; font-size: 24px; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); }
-.bar { display: flex; height: 10px; border-radius: 5px; overflow: hidden; margin-bottom: 18px;
-  background: var(--waiting); } .bar i { background: var(--c); }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; color: var(--soft); font-weight: 500; }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
 .state { white-space: nowrap; } .state::before { content: ""; display: inline-block; width: 9px; height: 9px;
   border-radius: 50%; background: var(--c); margin-right: 7px; }
 .failure { margin-bottom: 14px; } .failure:last-child { margin-bottom: 0; }
 .failure header { display: flex; gap: 14px; align-items: baseline; } .failure header span { color: var(--soft); }
-pre { background: #171c22; color: #e6ebf1; border-radius: 6px; padding: 10px 14px; margin: 6px 0 0; overflow-x: auto;
-  font: 13px/1.45 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; }
-summary { cursor: pointer; font-weight: 600; } details table { margin-top: 10px; }
-code { font: 13px ui-monospace, Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); } svg .soft { fill: var(--soft); }
-svg .grid { stroke: var(--line); } svg .lane { fill: var(--ground); }
 """ + "".join(f".{state.value} {{ --c: var(--{state.value}); }}\n" for state in State)
 
 
@@ -62,22 +34,12 @@ def page(journal: Journal, record: BatchRecord, *, now: float | None = None) -> 
         f"<h1>{title} <small>batch {record.id}</small></h1>",
         f'<p class="when">{_when(journal, record, jobs, now)}</p>',
         _tiles(jobs),
-        _section("Jobs by worker", gantt(jobs, attempts, now=record.ended or now)),
-        _section("Failures", _failures(jobs)),
-        _section("Environments", _environments(record, attempts)),
-        _section("", _table(jobs)),
+        section("Jobs by worker", gantt(jobs, attempts, now=record.ended or now)),
+        section("Failures", _failures(jobs)),
+        section("Environments", _environments(record, attempts)),
+        section("", _table(jobs)),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n</main></body></html>\n"
-    )
-
-
-def _section(heading: str, body: str) -> str:
-    if not body:
-        return ""
-    return f"<section>{f'<h2>{heading}</h2>' if heading else ''}{body}</section>"
+    return document(record.title, parts, style=_STYLE)
 
 
 def _when(journal: Journal, record: BatchRecord, jobs: Sequence[JobRecord], now: float) -> str:
@@ -102,9 +64,9 @@ def _tiles(jobs: Sequence[JobRecord]) -> str:
     order = (State.COMPLETED, State.FAILED, State.KILLED, State.DELETED, State.SKIPPED, State.RUNNING, State.SUBMITTED,
              State.IDLE, State.WAITING)  # fmt: skip
     shown = [state for state in order if counts[state]]
-    tiles = "".join(f'<div class="tile {s.value}"><b>{counts[s]}</b><span>{s.value}</span></div>' for s in shown)
+    row = tiles((s.value, str(counts[s]), s.value) for s in shown)
     bars = "".join(f'<i class="{s.value}" style="flex:{counts[s]}" title="{counts[s]} {s.value}"></i>' for s in shown)
-    return f'<div class="tiles">{tiles}</div><div class="bar">{bars}</div>'
+    return f'<div class="tiles">{row}</div><div class="bar">{bars}</div>'
 
 
 def _failures(jobs: Sequence[JobRecord]) -> str:
@@ -172,16 +134,3 @@ def _table(jobs: Sequence[JobRecord]) -> str:
     )
     opened = " open" if len(jobs) <= 40 else ""
     return f"<details{opened}><summary>All {len(jobs)} jobs</summary><table>{head}{''.join(rows)}</table></details>"
-
-
-def span(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    seconds = max(0.0, seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -18,6 +18,7 @@ COMMANDS = {
     "cache": ("poncho_wq.cli.cache", "list, check and clean up the cache of environments"),
     "doctor": ("poncho_wq.cli.doctor", "look at this machine: what is wrong, and the command that mends it"),
     "batch": ("poncho_wq.cli.batch", "run batches of jobs described in a file"),
+    "report": ("poncho_wq.cli.report", "what the environments of a recorded run cost"),
     "demo": ("poncho_wq.cli.demo", "a manager and workers run a function in an environment built for it"),
 }
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from poncho_wq import local_code, payload, staging
+from poncho_wq import local_code, payload, recording, staging
 from poncho_wq.analyze import reach_of_call
 from poncho_wq.chunks import Each, Sizes
 from poncho_wq.engines.shadowing import refuse_shadowing
@@ -102,7 +102,7 @@ class Job:
         self.function: Callable[..., Any] | None = None
         self._reach: Reach | None = None
         self._code: local_code.LocalCode | None = None
-        self._stats: staging.OwnFile | None = None
+        self._stats: staging.OwnFile | recording.Kept | None = None
         self._sizes: Sizes | None = None
         self.unpack_to: UnpackTo = "worker"
         self.warm: Warm = False
@@ -143,6 +143,13 @@ class Job:
     def code_size(self) -> int:
         """Bytes of the archive of local modules that the task ships; 0 when it ships none."""
         return 0 if self._code is None else self._code.size
+
+    @property
+    def name(self) -> str:
+        """What a person calls the task: its function, or the beginning of its command."""
+        if self.function is not None:
+            return str(getattr(self.function, "__qualname__", type(self.function).__qualname__))
+        return " ".join((self.command or "").split())[:60]
 
     def set_command(self, command: str) -> None:
         """Replace a command task's text.  Raises ``EngineError`` for a function task, and for a text with a NUL."""
@@ -228,6 +235,10 @@ class Job:
         elif self.unpack_to != "worker":
             raise EngineError("this engine unpacks environments by itself, once a worker", advice="leave out unpack_to")
         plan = self._plan_command(means) if self.function is None else self._plan_function(means)
+        recorder = recording.current()
+        if recorder is not None:
+            # Where the task's own is asked for as well, both read the one file.
+            self._stats = recorder.add(self.name, plan.environment, means.attach(plan.environment).cached)
         before = self.before
         if self._stats is not None:
             before = COLLECT + before

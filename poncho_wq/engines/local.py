@@ -10,7 +10,6 @@ There is no thread and no server: tasks start in ``submit`` and ``wait``, and en
 from __future__ import annotations
 
 import atexit
-import contextlib
 import errno
 import os
 import select
@@ -78,6 +77,7 @@ class LocalQueue:
         self._waiting: list[tuple[Any, stand_in.Task]] = []
         self._running: list[_Running] = []
         self._done: list[Any] = []
+        self._log: IO[str] | None = None
         # For those who do not use a with block; at exit it is too late for `__del__`.
         self._at_exit = partial(_close, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -91,8 +91,10 @@ class LocalQueue:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             self.close()
+        except Exception:
+            pass  # at interpreter exit modules may be half gone
 
     @property
     def workspace(self) -> Path:
@@ -121,6 +123,7 @@ class LocalQueue:
         self._ids += 1
         struct.taskid = self._ids
         struct.time_when_submitted = struct.time_task_submit = _now()
+        self._say(f"TASK {self._ids} WAITING {task.category} FIRST_RESOURCES {{}}")
         self._waiting.append((task, wishes))
         self._start_waiting()
         return self._ids
@@ -149,6 +152,18 @@ class LocalQueue:
         """Whether another task could start now."""
         return not self._waiting and sum(run.cores for run in self._running) < self.cores
 
+    def specify_transactions_log(self, path: str) -> None:
+        """Write what becomes of tasks to ``path``, as Work Queue does, with this process as the worker.
+
+        Raises ``OSError`` when it cannot be written.
+        """
+        self._log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 # closed by close()
+        self._say("MANAGER START")
+
+    def _say(self, what: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{_now()} {self._pid} {what}\n")
+
     def cancel_by_taskid(self, taskid: int) -> Any:
         """End a task, with all its processes, and return it; None when there is no such task here."""
         return self._cancel(lambda task: task.id == taskid)
@@ -176,6 +191,9 @@ class LocalQueue:
             self._forget(run)
         self._running.clear()
         self._waiting.clear()
+        if self._log is not None:
+            self._say("MANAGER END")
+            self._log.close()
         if self._workspace is not None:
             sandbox.remove(self._workspace)
 
@@ -237,6 +255,7 @@ class LocalQueue:
             return False
         started = time.monotonic()
         struct.time_execute_cmd_start = _now()
+        self._say(f"TASK {struct.taskid} RUNNING {socket.gethostname()}:0 FIRST_RESOURCES {{}}")
         self._running.append(
             _Running(
                 task=task, wishes=wishes, process=process, pidfd=_pidfd(process.pid), home=home, said=said,
@@ -299,6 +318,7 @@ class LocalQueue:
         _kill_group(run.process.pid)
         struct = run.task._inner._task
         struct.time_execute_cmd_finish = _now()
+        self._say(f"TASK {struct.taskid} WAITING_RETRIEVAL {socket.gethostname()}:0")
         elapsed = int((time.monotonic() - run.started) * 1e6)
         struct.cmd_execution_time = struct.time_workers_execute_last = elapsed
         struct.total_cmd_execution_time = elapsed
@@ -334,6 +354,9 @@ class LocalQueue:
         struct.host = f"{socket.gethostname()}:0"
         struct.total_submissions = 1
         struct.time_when_done = struct.time_task_finish = struct.time_when_retrieval = _now()
+        self._say(
+            f"TASK {struct.taskid} DONE {'SUCCESS' if result == stand_in.SUCCESS else 'UNKNOWN'} {status} {{}} {{}}"
+        )
         self._done.append(task)
 
     def _cancel(self, wanted: Callable[[Any], bool]) -> Any:

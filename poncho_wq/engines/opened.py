@@ -17,6 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
+from poncho_wq import recording
 from poncho_wq.engines.factory import Factory
 from poncho_wq.engines.released import address_of, released_wait
 from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
@@ -124,12 +125,15 @@ def open_engine(
         raise EngineError(f"{workers} workers of {cores} cores cannot be started")
     with ExitStack() as stack:
         if kind == "local":
-            yield stack.enter_context(_open_local(max(1, workers), cores, tuple(features), directory))
+            embedded = stack.enter_context(_open_local(max(1, workers), cores, tuple(features), directory))
+            recording.attach(embedded.queue)
+            yield embedded
             return
         opened = _open_work_queue if kind == "work_queue" else _open_taskvine
         engine = stack.enter_context(opened(port, name, directory))
         if setup is not None:
             setup(engine.queue)
+        recording.attach(engine.queue)
         if workers and factory is not None:
             stack.enter_context(
                 Factory(
@@ -267,6 +271,9 @@ def _open_taskvine(port: int, name: str | None, directory: str | os.PathLike[str
     from poncho_wq.engines.taskvine import Manager, PonchoTask
 
     # TaskVine writes its logs and what passes through it into the current directory unless told otherwise.
+    recorded = recording.current()
+    if recorded is not None:
+        directory = recorded.directory
     place = Path(tempfile.mkdtemp(prefix="poncho-vine-")) if directory is None else Path(directory, "vine-run-info")
     try:
         with Manager(port=port, name=name, run_info_path=str(place)) as manager:

@@ -151,8 +151,24 @@ def _layer_of(package: Found) -> str:
         return _word(f"data-{group.name}")
     if sum(entry.size for entry in package.entries) >= OWN_LAYER:
         return _word(group.name if group.version is None else f"{group.name}-{group.version}")
-    # By the name alone: another version of the package stays where it was. PEP 503 makes spellings equal.
-    name = re.sub(r"[-_.]+", "-", group.name).lower()
+    return _bucket(group.name)
+
+
+def layers_of(package: str, version: str | None, layers: Iterable[str]) -> list[str]:
+    """Which of ``layers``, an environment's, hold a package: those of its own, or else the one that it shares."""
+    own = _same(_word(package if version is None else f"{package}-{version}"))
+    found = [each for each in layers if _same(each) == own or re.fullmatch(re.escape(own) + r"-\d+", _same(each))]
+    return found or [_bucket(package)]
+
+
+def _same(name: str) -> str:
+    """PEP 503 makes spellings equal."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _bucket(package: str) -> str:
+    # By the name alone: another version of the package stays where it was.
+    name = _same(package)
     return f"small-{int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big') % BUCKETS}"
 
 

@@ -192,7 +192,7 @@ def test_dry_pull_template_and_page(folder: Path, tmp_path_factory: pytest.TempP
     page = (folder / "page.html").read_text()
     assert page.startswith("<!doctype html>")
     assert not re.search(r"(src|href)=|@import|url\(", page)
-    assert page.count("<rect class=") == 1
+    assert page.count('<rect class="lane"') == 1
     assert "4 completed" in page
     assert "Failures" not in page
 
