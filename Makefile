@@ -12,6 +12,7 @@ help:
 	@echo "make test    the tests (about ten minutes on two cores)"
 	@echo "make test-all  the tests with the long ones"
 	@echo "make check   ruff, mypy --strict, shellcheck"
+	@echo "make fuzz    ten thousand hostile inputs for everything that reads any (an hour; FUZZ=number)"
 	@echo "make bench   measurements against Debian's tools and conda-pack, as ratios"
 	@echo "make clean   remove what these made (the environment cache stays)"
 
@@ -32,6 +33,12 @@ test: $(STAMP) engine
 
 test-all: $(STAMP) engine
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# Every target's figures are printed at the end.
+FUZZ ?= 10000
+.PHONY: fuzz
+fuzz: $(STAMP)
+	PONCHO_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -315,3 +315,20 @@ def test_golden_text_and_bytes() -> None:
     assert RELOCATED.render() == (golden / "manifest.txt").read_text(encoding="utf-8")
     assert RELOCATED.first_member() == (golden / "first-member.gz").read_bytes()
     assert end_member() == (golden / "end-member.gz").read_bytes()
+
+
+def test_a_manifest_that_would_unpack_to_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
+    """After an opening like ours: the flags of a stored member, then blocks that are compressed, 64 MB in 64 kB."""
+    import zlib
+
+    from poncho_wq.manifest import _OPENING, GZIP_HEADER
+
+    packer = zlib.compressobj(9, wbits=-15)
+    body = packer.compress(bytes(64 << 20)) + packer.flush()
+    opening = bytearray(_OPENING)
+    opening[len(GZIP_HEADER)] = 0  # a stored block that others follow
+    opening[len(GZIP_HEADER) + 1 : len(GZIP_HEADER) + 5] = b"\x10\x00\xef\xff"
+    bomb = tmp_path / "env.tar.gz"
+    bomb.write_bytes(bytes(opening) + body + bytes(8))
+    with pytest.raises(CorruptTarball, match="compressed"):
+        read_manifest(bomb)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
+from poncho_wq.batch.database import made
 from poncho_wq.batch.model import Batch, Input, Job, Notification, Output, Policies, Resources, Step
 
 _FORMAT = 1
@@ -26,7 +27,8 @@ def to_json(batch: Batch) -> str:
 
 
 def from_json(text: str) -> Batch:
-    """Raises ``ValueError`` for anything but what ``to_json`` wrote."""
+    """Raises ``ValueError``, ``TypeError``, ``LookupError``, ``AttributeError`` or ``RecursionError`` for anything but
+    what ``to_json`` wrote."""
     document = json.loads(text)
     if document.get("format") != _FORMAT:
         raise ValueError(f"a batch of format {document.get('format')}; this program reads format {_FORMAT}")
@@ -64,4 +66,4 @@ def _made(kind: type, document: dict[str, Any]) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         given[name] = value
-    return kind(**given)
+    return made(kind, given)

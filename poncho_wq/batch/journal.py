@@ -16,13 +16,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from poncho_wq.batch.database import Database, Row, made
 from poncho_wq.batch.document import from_json, to_json
 from poncho_wq.batch.model import DELETED, Batch, State
 from poncho_wq.batch.spool import Spool
@@ -157,17 +157,14 @@ class Journal:
             )
         if create:
             spool.make()
+        self._db = Database(spool.journal, advice="is it on a local disk, and yours?")
         try:
-            self._db = sqlite3.connect(spool.journal, timeout=30, isolation_level=None)
-            with ExitStack() as unless_whole:
-                unless_whole.callback(self._db.close)
-                self._db.row_factory = sqlite3.Row
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._make_schema()
-                unless_whole.pop_all()
-        except sqlite3.Error as error:
-            raise EngineError(f"{spool.journal}: {error}", advice="is it on a local disk, and yours?") from error
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._make_schema()
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> Journal:
         return self
@@ -188,7 +185,8 @@ class Journal:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # an error on the disk ends it by itself
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
@@ -222,7 +220,7 @@ class Journal:
     def refuse_taken(self, batch: Batch, folder: str | None = None) -> None:
         """Raise ``EngineError`` when another batch has this one's folder."""
         folder = folder or folder_of(batch)
-        if self._db.execute("SELECT 1 FROM batch WHERE folder = ?", (folder,)).fetchone():
+        if self._db.execute("SELECT 1 FROM batch WHERE folder = ?", (folder,)):
             raise EngineError(
                 f"there is a batch {folder} in {self.spool.save} already",
                 advice="give this one another name, go on with that one (--resume), or use another --save-dir",
@@ -230,14 +228,14 @@ class Journal:
 
     def batches(self) -> list[BatchRecord]:
         """All of them, oldest first."""
-        return [_batch(row) for row in self._db.execute("SELECT * FROM batch ORDER BY id")]
+        return self._db.read(_batch, "SELECT * FROM batch ORDER BY id")
 
     def batch(self, number: int) -> BatchRecord:
         """Raises ``EngineError`` when there is none of that number."""
-        row = self._db.execute("SELECT * FROM batch WHERE id = ?", (number,)).fetchone()
-        if row is None:
+        found = self._db.read(_batch, "SELECT * FROM batch WHERE id = ?", (number,))
+        if not found:
             raise EngineError(f"there is no batch {number} in {self.spool.save}")
-        return _batch(row)
+        return found[0]
 
     def find(self, words: str | None = None) -> BatchRecord:
         """A batch by ``NAMESPACE/NAME``, its name or its id; without words, the latest.
@@ -258,9 +256,11 @@ class Journal:
         raise EngineError(what, advice=f"there are: {names}")
 
     def document(self, number: int) -> Batch:
-        """The batch itself, as it was added."""
-        row = self._db.execute("SELECT document FROM batch WHERE id = ?", (number,)).fetchone()
-        return from_json(row["document"])
+        """The batch itself, as it was added.  Raises ``EngineError`` when there is none of that number."""
+        found = self._db.read(_document, "SELECT document FROM batch WHERE id = ?", (number,))
+        if not found:
+            raise EngineError(f"there is no batch {number} in {self.spool.save}")
+        return found[0]
 
     def set_environment(self, number: int, facts: Mapping[str, Any]) -> None:
         """Facts for people about the environment of a batch."""
@@ -276,26 +276,25 @@ class Journal:
 
     def unfinished(self) -> list[int]:
         """The ids of batches with jobs that are not over, oldest first."""
-        return [row["id"] for row in self._db.execute("SELECT id FROM batch WHERE ended IS NULL ORDER BY id")]
+        return self._db.read(_id, "SELECT id FROM batch WHERE ended IS NULL ORDER BY id")
 
     # -- jobs
 
     def jobs(self, batch: int) -> list[JobRecord]:
         """In the order of the batch."""
-        rows = self._db.execute("SELECT * FROM job WHERE batch = ? ORDER BY position", (batch,))
-        return [_job(row) for row in rows]
+        return self._db.read(_job, "SELECT * FROM job WHERE batch = ? ORDER BY position", (batch,))
 
     def job(self, number: int) -> JobRecord:
         """Raises ``EngineError`` when there is none of that number."""
-        row = self._db.execute("SELECT * FROM job WHERE id = ?", (number,)).fetchone()
-        if row is None:
+        found = self._db.read(_job, "SELECT * FROM job WHERE id = ?", (number,))
+        if not found:
             raise EngineError(f"there is no job {number} in {self.spool.save}")
-        return _job(row)
+        return found[0]
 
     def counts(self, batch: int) -> dict[State, int]:
         """How many jobs are in each state that any is in."""
-        rows = self._db.execute("SELECT state, COUNT(*) AS n FROM job WHERE batch = ? GROUP BY state", (batch,))
-        return {State(row["state"]): row["n"] for row in rows}
+        count = "SELECT state, COUNT(*) AS n FROM job WHERE batch = ? GROUP BY state"
+        return dict(self._db.read(lambda row: (State(row["state"]), row["n"]), count, (batch,)))
 
     def set_job(self, number: int, **values: Any) -> None:
         """Change columns of a job, as ``JobRecord`` names them."""
@@ -313,7 +312,7 @@ class Journal:
             "stderr_tail = NULL WHERE id = ?",
             (tries, now, number),
         )
-        attempt: int = self._db.execute("SELECT attempt FROM job WHERE id = ?", (number,)).fetchone()["attempt"]
+        attempt = self.job(number).attempt
         self._db.execute("INSERT INTO attempt(job, number, submitted) VALUES(?,?,?)", (number, attempt, now))
         return attempt
 
@@ -330,12 +329,12 @@ class Journal:
 
     def attempts(self, batch: int) -> list[Attempt]:
         """Of all jobs of a batch, by job and number."""
-        rows = self._db.execute(
+        return self._db.read(
+            _attempt,
             "SELECT attempt.* FROM attempt JOIN job ON job.id = attempt.job WHERE job.batch = ? "
             "ORDER BY job.position, number",
             (batch,),
         )
-        return [_attempt(row) for row in rows]
 
     # -- managers and those who want something of them
 
@@ -376,8 +375,8 @@ class Journal:
 
     def manager(self, batch: int) -> ManagerRecord | None:
         """Who runs a batch, or did last."""
-        row = self._db.execute("SELECT * FROM manager WHERE batch = ?", (batch,)).fetchone()
-        return None if row is None else ManagerRecord(**{**dict(row), "facts": json.loads(row["facts"])})
+        found = self._db.read(_manager, "SELECT * FROM manager WHERE batch = ?", (batch,))
+        return found[0] if found else None
 
     def request(self, kind: str, batch: int, jobs: Iterable[int] | None = None) -> bool:
         """Ask whoever runs the batch for a ``kill`` or a ``rerun`` of jobs (None: all).
@@ -396,8 +395,10 @@ class Journal:
     def requests(self, batches: Iterable[int]) -> list[Request]:
         """Those of these batches, oldest first.  They stay until ``done`` is told."""
         wanted = set(batches)
-        rows = self._db.execute("SELECT id, batch, job, kind FROM request ORDER BY id")
-        return [Request(**dict(row)) for row in rows if row["batch"] in wanted]
+        every = self._db.read(
+            lambda row: made(Request, dict(row)), "SELECT id, batch, job, kind FROM request ORDER BY id"
+        )
+        return [each for each in every if each.batch in wanted]
 
     def done(self, request: int) -> None:
         """A request has been carried out."""
@@ -420,11 +421,11 @@ class Journal:
             self.request("kill", batch, numbers)
 
     def _make_schema(self) -> None:
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
+        if self._db.execute("PRAGMA user_version")[0][0] == _VERSION:
             return
         with self.together():
             # Again: another process may have made it meanwhile.
-            version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version: int = self._db.execute("PRAGMA user_version")[0][0]
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -445,18 +446,29 @@ def _value(value: Any) -> Any:
     return value.value if isinstance(value, State) else value
 
 
-def _batch(row: sqlite3.Row) -> BatchRecord:
+def _id(row: Row) -> int:
+    return int(row["id"])
+
+
+def _document(row: Row) -> Batch:
+    return from_json(row["document"])
+
+
+def _batch(row: Row) -> BatchRecord:
     facts = dict(row)
     del facts["document"]
-    return BatchRecord(
-        **{**facts, "environment": json.loads(row["environment"] or "{}"), "removed": bool(row["removed"])}
-    )
+    environment = json.loads(row["environment"] or "{}")
+    return made(BatchRecord, {**facts, "environment": environment, "removed": bool(row["removed"])})
 
 
-def _job(row: sqlite3.Row) -> JobRecord:
-    return JobRecord(**{**dict(row), "state": State(row["state"])})
+def _job(row: Row) -> JobRecord:
+    return made(JobRecord, {**dict(row), "state": State(row["state"])})
 
 
-def _attempt(row: sqlite3.Row) -> Attempt:
+def _attempt(row: Row) -> Attempt:
     state = None if row["state"] is None else State(row["state"])
-    return Attempt(**{**dict(row), "state": state, "facts": json.loads(row["facts"] or "{}")})
+    return made(Attempt, {**dict(row), "state": state, "facts": json.loads(row["facts"] or "{}")})
+
+
+def _manager(row: Row) -> ManagerRecord:
+    return made(ManagerRecord, {**dict(row), "facts": json.loads(row["facts"])})

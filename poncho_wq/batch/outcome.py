@@ -14,6 +14,8 @@ from poncho_wq.batch.model import WALLTIME, Job, State
 
 # Of standard error, what the journal keeps for people to look at.
 TAIL = 4000
+# Bytes of a result.json: far more than a job of ten thousand steps has.
+_LONGEST = 16 << 20
 # How the wrapper ends when it, rather than the runner, failed.  From the design's table of exit statuses.
 _WRAPPER = {
     124: "waited too long for another task to unpack the environment",
@@ -44,8 +46,8 @@ class Outcome:
 def read(returned: Path, job: Job) -> Outcome | None:
     """What the runner left in ``returned``; None when that is not there or not whole."""
     try:
-        with tarfile.open(returned) as tar:
-            facts = json.load(_member(tar, "result.json"))
+        with tarfile.open(returned, "r:") as tar:
+            facts = understood(json.loads(_member(tar, "result.json").read(_LONGEST)), job)
             try:
                 stderr = _member(tar, "stderr.txt")
             except KeyError:
@@ -53,9 +55,26 @@ def read(returned: Path, job: Job) -> Outcome | None:
             else:
                 stderr.seek(max(0, tar.getmember("stderr.txt").size - TAIL))
                 tail = stderr.read().decode(errors="replace")
-    except (OSError, KeyError, ValueError, tarfile.TarError):
+    except (OSError, KeyError, ValueError, RecursionError, tarfile.TarError):
         return None
     return judge(facts, tail, job)
+
+
+def understood(facts: Any, job: Job) -> Mapping[str, Any]:
+    """``facts`` as the runner writes them; they come from a worker.  Raises ``ValueError`` for anything else."""
+    if not isinstance(facts, dict):
+        raise ValueError("no result")
+    for name, kinds in _FACTS.items():
+        if not isinstance(facts.get(name), kinds):
+            raise ValueError(f"{name} of a result is {facts.get(name)!r:.80}")
+    for record in facts["steps"]:
+        if not isinstance(record, dict) or record.get("step") not in range(len(job.steps)):
+            raise ValueError("a result of a step that the job does not have")
+        if not all(name in record and isinstance(record[name], (int, type(None))) for name in ("exit_code", "signal")):
+            raise ValueError("a step that ended in no known way")
+    if not all(isinstance(each, str) for each in facts["missing"]):
+        raise ValueError("outputs without names are missing")
+    return facts
 
 
 def _member(tar: tarfile.TarFile, name: str) -> Any:
@@ -63,6 +82,13 @@ def _member(tar: tarfile.TarFile, name: str) -> Any:
     if stream is None:
         raise KeyError(name)
     return stream
+
+
+_TEXT: tuple[type, ...] = (str,)
+_FACTS: dict[str, tuple[type, ...]] = {
+    "outcome": _TEXT, "problem": (str, type(None)), "steps": (list,), "missing": (list,), "host": _TEXT,
+    "worker": _TEXT, "started": (int, float), "ended": (int, float),
+}  # fmt: skip
 
 
 def judge(facts: Mapping[str, Any], stderr_tail: str, job: Job) -> Outcome:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poncho_wq.batch.model import Job
-from poncho_wq.batch.outcome import Outcome, judge
+from poncho_wq.batch.outcome import Outcome, judge, understood
 from poncho_wq.batch.spool import RECEIPT
 from poncho_wq.build.archive import unpack
 from poncho_wq.errors import EngineError, PonchoError
@@ -73,11 +73,11 @@ def published(results: Path, *, job: int, attempt: int, described: Job) -> Outco
     """The outcome of this attempt, if ``results`` are its; None if they are not there, or another's."""
     try:
         receipt: dict[str, Any] = json.loads((results / RECEIPT).read_text())
-    except (OSError, ValueError):
+        if (receipt["job"], receipt["attempt"]) != (job, attempt) or not receipt["facts"]:
+            return None
+        return judge(understood(receipt["facts"], described), str(receipt["stderr_tail"]), described)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    if (receipt["job"], receipt["attempt"]) != (job, attempt) or not receipt["facts"]:
-        return None
-    return judge(receipt["facts"], receipt["stderr_tail"], described)
 
 
 def sweep(folder: Path) -> None:

@@ -152,7 +152,10 @@ class _Gzip(Form):
         pieces: list[bytes] = []
         try:
             while not unzip.eof and len(pieces) * 65536 < _LONGEST and (chunk := stream.read(65536)):
-                pieces.append(unzip.decompress(chunk))
+                pieces.append(unzip.decompress(chunk, 2 * 65536))
+                if unzip.unconsumed_tail:
+                    # Ours is stored; another could be gigabytes of nothing.
+                    raise Damaged("it is compressed")
         except zlib.error as error:
             raise Damaged(str(error)) from error
         return b"".join(pieces) if unzip.eof else None

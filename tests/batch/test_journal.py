@@ -181,3 +181,92 @@ def test_results_that_would_leave_their_directory_are_refused(tmp_path: Path, na
     with pytest.raises(EngineError, match="the results could not be stored"):
         publish(tmp_path / "r.tar", tmp_path / "b/a", job=1, attempt=1, outcome=outcome)
     assert list((tmp_path / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("job", "state", "unheard of"), ("job", "attempt", "many"), ("batch", "document", "{"), ("batch", "document",
+        "[" * 5000), ("batch", "document", '{"format":1,"batch":{"name":"b","jobs":7}}'), ("batch", "name", b"\xff"),
+        ("attempt", "facts", "{"), ("manager", "facts", "x"), ("request", "job", "x"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_damage_that_is_told(tmp_path: Path, table: str, column: str, value: object) -> None:
+    with Journal(Spool(tmp_path)) as journal:
+        number = journal.add(Batch(name="b", jobs=(job("a"),)), front_end="t")
+        journal.new_attempt(1, tries=1, now=1.0)
+        journal.seen(number, "local", {})
+        journal.request("kill", number)
+    database = sqlite3.connect(Spool(tmp_path).journal, isolation_level=None)
+    database.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    database.close()
+    with pytest.raises(EngineError, match="is damaged"):
+        _read_all(tmp_path)
+
+
+def _read_all(save: Path) -> None:
+    with Journal(Spool(save)) as journal:
+        journal.batches()
+        journal.document(1)
+        journal.jobs(1)
+        journal.attempts(1)
+        journal.manager(1)
+        journal.requests([1])
+
+
+def _change(save: Path) -> None:
+    with Journal(Spool(save)) as journal:
+        journal.set_job(300, state=State.IDLE)
+        journal.kill(1)
+
+
+def test_a_damaged_page_is_told_whenever_it_is_met(tmp_path: Path) -> None:
+    with Journal(Spool(tmp_path)) as journal:
+        journal.add(Batch(name="b", jobs=tuple(job(f"j{n}") for n in range(400))), front_end="t")
+    file = Spool(tmp_path).journal
+    data = bytearray(file.read_bytes())
+    assert len(data) > 8 * 4096
+    data[3 * 4096 :] = b"\xff" * (len(data) - 3 * 4096)
+    file.write_bytes(bytes(data))
+    with pytest.raises(EngineError, match="is damaged"):
+        _read_all(tmp_path)
+    with pytest.raises(EngineError):
+        _change(tmp_path)
+
+
+def _with_facts(path: Path, facts: object) -> Path:
+    with tarfile.open(path, "w") as tar:
+        text = json.dumps(facts).encode()
+        info = tarfile.TarInfo("result.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    return path
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [], {}, {**FACTS, "steps": [{"step": 1, "exit_code": 0, "signal": None}]}, {**FACTS, "steps": [{}]}, {**FACTS,
+        "steps": 3}, {**FACTS, "steps": [{"step": 0, "exit_code": "0", "signal": None}]}, {**FACTS, "host": []},
+        {**FACTS, "missing": [1]}, {**FACTS, "started": "now"}, {**FACTS, "problem": 1},
+    ],
+)  # fmt: skip
+def test_what_a_worker_says_is_believed_only_in_the_runners_form(tmp_path: Path, facts: object) -> None:
+    assert read(_with_facts(tmp_path / "good.tar", FACTS), job("a")) is not None
+    assert read(_with_facts(tmp_path / "1-1.tar", facts), job("a")) is None
+
+
+def test_a_result_that_is_a_bomb_is_not_unpacked_to_be_looked_at(tmp_path: Path) -> None:
+    import bz2
+
+    plain = _with_facts(tmp_path / "plain.tar", FACTS).read_bytes()
+    (tmp_path / "1-1.tar").write_bytes(bz2.compress(plain))
+    assert read(tmp_path / "1-1.tar", job("a")) is None
+
+
+@pytest.mark.parametrize(
+    "receipt", ["[]", "{}", '{"job": 1, "attempt": 1, "facts": {"steps": 1}, "stderr_tail": ""}', "[" * 9000]
+)
+def test_a_receipt_that_is_none_is_passed_over(tmp_path: Path, receipt: str) -> None:
+    (tmp_path / RECEIPT).write_text(receipt)
+    assert published(tmp_path, job=1, attempt=1, described=job("a")) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -68,13 +69,25 @@ def _talk(spool: Spool, line: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "request_line",
-    [b'{"do": "knock"}\n', b'{"do": "knock", "token": "0000"}\n', b'{"do": "knock", "token": null}\n', b"[]\n", b""],
-)
+    [
+        b'{"do": "knock"}\n', b'{"do": "knock", "token": "0000"}\n', b'{"do": "knock", "token": null}\n', b"[]\n", b"",
+        b'{"do": "knock", "token": "\\ud800"}\n', b"[" * 9000 + b"\n",
+    ],
+)  # fmt: skip
 def test_a_connection_without_the_token_is_refused(here: Service, job: Callable[..., Job], request_line: bytes) -> None:
     job("true").create()
     answer = _talk(here.spool, request_line)
     assert answer["refused"]
     assert "pid" not in answer
+
+
+@pytest.mark.parametrize(
+    "request_", [{}, {"job": "x", "request": {}}, {"job": 1, "request": 3}, {"job": 9, "request": {}}]
+)
+def test_a_request_of_no_job_is_answered(here: Service, job: Callable[..., Job], request_: dict[str, Any]) -> None:
+    job("true").create()
+    token = (here.spool.own / door.TOKEN).read_text()
+    assert "problem" in _talk(here.spool, json.dumps({"do": "job", "token": token, **request_}).encode() + b"\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -232,6 +245,18 @@ def test_a_message_that_was_changed_or_sent_again_is_refused() -> None:
         theirs.close()
         with ours, pytest.raises(job_channel.Broken):
             _receive_both(job_line)
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\0\0\0\x02{}"[:3], b"\0\0\0\x02[]", b"\0\0\0\x01\xff", b"\xff\xff\xff\xff" + b"[" * 9000]
+)
+def test_a_message_in_another_form_ends_the_line(message: bytes) -> None:
+    """Its sender knows the secret, but may be of another version, or worse."""
+    job_line, service_line, raw = _pair(b"secret")
+    mac = service_line._mac(service_line._ours, 0, message)
+    service_line._socket.sendall(struct.pack("!Q", len(message)) + mac + message)
+    with raw, pytest.raises(job_channel.Broken):
+        job_line.receive()
 
 
 # -- messages by e-mail

@@ -98,14 +98,16 @@ class Door:
             connection.sendall(json.dumps({**facts, "size": len(data)}).encode() + b"\n" + data)
 
     def _answer(self, connection: socket.socket) -> tuple[dict[str, Any], bytes]:
-        if _user_of(connection) != os.geteuid():
-            return {"problem": "this service is another user's", "refused": True}, b""
         try:
-            request = json.loads(_line(connection))
-            token = str(request.get("token", ""))
-        except (ValueError, AttributeError):
+            # Read in any case: who is answered before being heard to the end may lose the answer.
+            line = _line(connection)
+            if _user_of(connection) != os.geteuid():
+                return {"problem": "this service is another user's", "refused": True}, b""
+            request = json.loads(line)
+            token = str(request.get("token", "")).encode("utf-8", "surrogatepass")
+        except (ValueError, AttributeError, RecursionError):
             return {"problem": "not a request", "refused": True}, b""
-        if not hmac.compare_digest(token.encode(), self._token.encode()):
+        if not hmac.compare_digest(token, self._token.encode()):
             return {"problem": "the token is missing or wrong", "refused": True}, b""
         try:
             return self._serve(request)

@@ -70,8 +70,14 @@ class Line:
         if not hmac.compare_digest(mac, self._mac(self._theirs, self._received, message)):
             raise Broken("a message that is not the other's")
         self._received += 1
-        (size,) = struct.unpack("!I", message[:4])
-        return json.loads(message[4 : 4 + size].decode()), message[4 + size :]
+        try:
+            (size,) = struct.unpack("!I", message[:4])
+            header = json.loads(message[4 : 4 + size].decode())
+        except (struct.error, ValueError, RecursionError) as error:
+            raise Broken("a message that cannot be read: " + str(error)) from error
+        if not isinstance(header, dict):
+            raise Broken("a message without a header")
+        return header, message[4 + size :]
 
     def close(self) -> None:
         try:

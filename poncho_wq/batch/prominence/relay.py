@@ -111,8 +111,9 @@ class Relay:
         try:
             while True:
                 header, data = line.receive()
+                number = header.get("id")
                 with self._changed:
-                    future = self._waiting.get((job, header.get("id", 0)))
+                    future = self._waiting.get((job, number)) if isinstance(number, int) else None
                 if future is not None and not future.done():
                     future.set_result((header, data))
         except (Broken, OSError, ValueError):

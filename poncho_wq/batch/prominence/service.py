@@ -152,7 +152,10 @@ class Service:
         if request.get("do") == "knock":
             return {**facts_of(self._settings), "port": getattr(engine.queue, "port", None)}, b""
         if request.get("do") == "job":
-            facts, data = relay.ask(int(request["job"]), dict(request["request"]))
+            job, wanted = request.get("job"), request.get("request")
+            if not isinstance(job, int) or not isinstance(wanted, dict):
+                raise EngineError("the service is asked of no job: is it of another version?")
+            facts, data = relay.ask(job, wanted)
             return {key: value for key, value in facts.items() if key != "id"}, data
         raise EngineError(f"the service does not know {request.get('do')!r}: is it of another version?")
 

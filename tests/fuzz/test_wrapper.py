@@ -1,0 +1,135 @@
+"""Tarballs as the run wrapper opens them: it provides an environment or says why not, and nothing else happens.
+
+What is in an environment is run by whoever uses it; unpacking one must still do nothing but fill its own directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.fuzz.archives import Member, archive, members
+from tests.fuzz.campaign import Campaign
+from tests.fuzz.strategies import damaged
+from tests.fuzz.test_archives import MANIFEST_WORDS
+from tests.wrapper import tarballs
+from tests.wrapper.conftest import World, make_world
+
+# Two shells, each with damaged members, bytes and manifests: together one target.
+SHARE = 6
+# What a shell says when it trips over a value, instead of the wrapper saying what is wrong.
+_TRIPPED = re.compile(
+    r"poncho_package_run: (line )?\d+:|syntax error|[Ii]llegal number|bad number|integer expression|unbound"
+)
+
+
+def unpack(world: World, tarball: Path, room: Path) -> int:
+    """Provide the environment, without a command; returns the exit status."""
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir()
+    done = world.run("-e", tarball, "--unpack-to", room / "env", env={"CORES": "2", "TMPDIR": str(room)}, cwd=room)
+    assert done.returncode in (0, 125), done
+    assert not _TRIPPED.search(done.stderr), done.stderr
+    assert done.stdout == ""
+    # busybox tar ends with a segmentation fault at a link to nowhere, and the shell says so before we do
+    assert done.returncode == 0 or "\nponcho_package_run: " in f"\n{done.stderr}", done.stderr
+    left = {path.name for path in room.iterdir() if not path.name.startswith(".poncho-lock")}
+    assert left <= ({"env"} if done.returncode == 0 else set()), left
+    if done.returncode == 0:
+        check(room / "env")
+    return done.returncode
+
+
+def check(root: Path) -> None:
+    """No device, and no program that would run as another user."""
+    assert (root / "poncho" / "ready").is_file()
+    assert not (root / "poncho").is_symlink()
+    for place, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            facts = os.lstat(os.path.join(place, name))
+            assert not stat.S_ISCHR(facts.st_mode), name
+            assert not stat.S_ISBLK(facts.st_mode), name
+            assert stat.S_ISDIR(facts.st_mode) or not facts.st_mode & (stat.S_ISUID | stat.S_ISGID), name
+
+
+@pytest.fixture(scope="module", params=["dash", "busybox"])
+def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(request.param, tmp_path_factory.getbasetemp())
+
+
+def test_members(campaign: Campaign, shell: World) -> None:
+    tarball, room = campaign.directory / "env.tar.gz", campaign.directory / "room"
+    outside = str(campaign.directory.parent / "outside")
+    ordinary = [Member("bin/activate"), Member("lib/a", data=b"x")]
+
+    def case(every: list[Member], compressed: bool, whole: bool) -> None:
+        tarball.write_bytes(archive([*ordinary, *every], outside, compressed=compressed, whole=whole))
+        if unpack(shell, tarball, room) != 0:
+            campaign.counts["(125)"] += 1
+        assert os.listdir(outside) == []
+
+    campaign.run(
+        f"wrapper, {shell.name}: members",
+        case,
+        programs=True,
+        every=members,
+        compressed=st.booleans(),
+        whole=st.booleans(),
+    )
+
+
+def test_bytes(campaign: Campaign, shell: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    made = tmp_path_factory.mktemp("good")
+    ours = tarballs.ours(made / "ours.tar.gz").path.read_bytes()
+    venv = tarballs.venv_pack(made / "venv.tar.gz").path.read_bytes()
+    with tarfile.open(made / "plain.tar", "w") as tar:
+        tar.add(made / "venv.tar.gz", "bin/activate")
+    plain = (made / "plain.tar").read_bytes()
+    tarball, room = campaign.directory / "env.tar.gz", campaign.directory / "room"
+    outside = campaign.directory.parent / "outside"
+
+    def case(data: bytes) -> None:
+        tarball.write_bytes(data)
+        if unpack(shell, tarball, room) != 0:
+            campaign.counts["(125)"] += 1
+        assert os.listdir(outside) == []
+
+    campaign.run(
+        f"wrapper, {shell.name}: bytes",
+        case,
+        programs=True,
+        share=SHARE,
+        data=damaged((ours, ours, venv, plain), MANIFEST_WORDS),
+    )
+
+
+def test_manifests(campaign: Campaign, shell: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ours, whole as gzip and tar, with something else in the manifest."""
+    made = tarballs.ours(tmp_path_factory.mktemp("good") / "ours.tar.gz")
+    data = made.path.read_bytes()
+    text = data[data.index(b"poncho-manifest") :].partition(b"\nend\n")[0] + b"\nend\n"
+    rest = data[made.member :]
+    tarball, room = campaign.directory / "env.tar.gz", campaign.directory / "room"
+    outside = campaign.directory.parent / "outside"
+
+    def case(manifest: bytes) -> None:
+        header = tarballs.tar_fragment({"poncho/manifest": tarballs.Entry(manifest)})
+        first = tarballs.member(header, 0)
+        # the numbers that would give it away at once
+        fixed = re.sub(rb"(?m)^size \d+$", b"size %d" % (len(first) + len(rest)), manifest)
+        first = tarballs.member(tarballs.tar_fragment({"poncho/manifest": tarballs.Entry(fixed)}), 0)
+        tarball.write_bytes(first + rest)
+        if unpack(shell, tarball, room) != 0:
+            campaign.counts["(125)"] += 1
+        assert os.listdir(outside) == []
+
+    campaign.run(
+        f"wrapper, {shell.name}: manifest", case, programs=True, share=SHARE, manifest=damaged((text,), MANIFEST_WORDS)
+    )
