@@ -5,15 +5,25 @@ such as its result.  Both unlink their file when the last object that refers to 
 since Work Queue knows a cached file by its path: another content under the same path would never be sent.
 
 A forked child gets a directory of its own, and never removes a file of its parent.
+
+A process that is killed removes nothing: A makes its directory, and locks a file in it that only then is called
+``.owner``.  A is killed, and the kernel lets go of the lock.  B, when it makes a directory of its own, tries the
+``.owner`` of every other of this user; it gets A's, so nobody uses that directory, and removes it.  Of C, who has just
+made his and has no ``.owner`` yet, and of D, who lives, it gets none.  A forked child of A that lives on holds the lock
+with its copy of the descriptor.  What another machine has made, or this one before it was started anew, is nobody's to
+judge: some network file systems keep locks to themselves.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
 import itertools
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
 import weakref
@@ -131,10 +141,59 @@ def directory() -> str:
         if _directory is None:
             try:
                 _directory = Path(tempfile.mkdtemp(prefix=f"poncho-{os.getpid()}-"))
+                _sweep(_directory.parent)
+                _sign(_directory)
             except OSError as error:
                 raise _cannot_write(error) from error
             atexit.register(_remove, _directory, os.getpid())
         return str(_directory)
+
+
+_OWNER = ".owner"
+_NAME = re.compile(r"poncho-[0-9]+-[^/.]+")
+
+
+def _sign(directory: Path) -> None:
+    """Hold the lock that says that somebody uses the directory, for as long as this process lives."""
+    unnamed = directory / f"{_OWNER}.new"
+    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks: without that file nobody removes it but we
+        os.close(descriptor)
+        unnamed.unlink()
+        return
+    os.write(descriptor, _boot())
+    unnamed.rename(directory / _OWNER)
+
+
+def _boot() -> bytes:
+    """Which start of which machine this is."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return b"unknown"
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what processes of this user have left that were killed."""
+    me = os.geteuid()
+    with os.scandir(parent) as entries:
+        found = [Path(each.path) for each in entries if _NAME.fullmatch(each.name)]
+    for each in found:
+        try:
+            facts = each.lstat()
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != me:
+                continue
+            owner = os.open(each / _OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.read(owner, 100) == _boot():
+                    shutil.rmtree(each, ignore_errors=True)
+            finally:
+                os.close(owner)
+        except OSError:
+            continue  # in use, or gone
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -487,3 +487,39 @@ def test_tblib_s_ways_of_pickling_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     except ValueError:
         with pytest.raises(EngineError, match="traceback"):
             payload.pickle_arguments((error.__traceback__,), {})
+
+
+def _stage(tmp: Path) -> subprocess.Popen[str]:
+    """A process with a staging directory in ``tmp``, which then waits."""
+    code = "from poncho_wq import staging; it = staging.share('x', b'1'); print(it.path, flush=True); input()"
+    environ = {**os.environ, "TMPDIR": str(tmp)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_what_a_killed_process_staged_is_removed_by_the_next(tmp_path: Path) -> None:
+    foreign = tmp_path / "poncho-1-abcd"  # nobody has signed it
+    foreign.mkdir()
+    elsewhere = tmp_path / "poncho-2-abcd"  # of another machine, or of a time before
+    elsewhere.mkdir()
+    (elsewhere / ".owner").write_text("another")
+    with _stage(tmp_path) as dead, _stage(tmp_path) as living:
+        try:
+            assert dead.stdout is not None
+            assert living.stdout is not None
+            theirs, kept = Path(dead.stdout.readline().strip()), Path(living.stdout.readline().strip())
+            assert theirs.is_file()
+            dead.kill()
+            dead.wait()
+            assert theirs.is_file()
+            with _stage(tmp_path) as third:
+                assert third.stdout is not None
+                third.stdout.readline()
+                assert not theirs.parent.exists()
+                assert kept.is_file()
+                third.communicate("\n")
+        finally:
+            dead.kill()
+            living.communicate("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {foreign.name, elsewhere.name}
