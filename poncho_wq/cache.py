@@ -278,6 +278,12 @@ class Cache:
         return _entry(directory, facts)
 
 
+def layers_beside(tarball: Path) -> tuple[Path, ...]:
+    """The directory of layers in the cache that ``tarball`` lies in, as far as its path tells; none for others."""
+    home = tarball.parents[3] if len(tarball.parents) > 3 else tarball
+    return (home / "layers",) if tarball.parents[2:3] == (home / "environments",) else ()
+
+
 def is_hash(name: str) -> bool:
     """Whether this is the hash of a specification: 64 hexadecimal digits in lower case."""
     return _HASH.match(name) is not None

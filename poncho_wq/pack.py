@@ -22,6 +22,7 @@ from poncho_wq.manifest import LayerRef, Manifest
 from poncho_wq.packing.bytecode import Compiler, chunks, compiler_for
 from poncho_wq.packing.compression import Compression
 from poncho_wq.packing.layers import Entry, Layer, LayerStore, OnDisk, recipe
+from poncho_wq.packing.parts import arrange
 from poncho_wq.packing.planning import Plan, by_path, plan_layers, scan
 from poncho_wq.packing.shipped_bytecode import adopt
 from poncho_wq.packing.tarball import write_tarball
@@ -102,6 +103,10 @@ def pack(
     finally:
         # Without this, an error or a Ctrl-C would wait for everything that was ever planned.
         pool.shutdown(cancel_futures=True)
+    groups = arrange([(plan.name, layer.unpacked) for plan, layer in zip(plans, layers, strict=True)])
+    if groups is not None:  # as it is sent in parts; else as planned
+        order = [number for group in groups for number in group]
+        plans, layers = [plans[number] for number in order], [layers[number] for number in order]
     manifest = _manifest(prefix, plans, layers, store.compression)
     write_tarball(output, manifest, [layer.path for layer in layers])
     return Packed.of(output, manifest)

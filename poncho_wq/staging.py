@@ -17,6 +17,7 @@ judge: some network file systems keep locks to themselves.
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -119,6 +120,32 @@ def link(name: str, target: Path) -> str:
                 os.symlink(target.resolve(), fresh)
             os.replace(fresh, path)
         except OSError as error:
+            raise _cannot_write(error) from error
+        _links[name] = path
+        return path
+
+
+def cut(name: str, source: Path, offset: int, length: int) -> str:
+    """A file called ``name`` that holds ``length`` bytes of ``source``, written once, for as long as the process lives.
+
+    Its content must follow from its name.  Raises ``EngineError`` when it cannot be written.
+    """
+    with _lock:
+        path = os.path.join(directory(), name)
+        if _links.get(name) == path:
+            return path
+        fresh = f"{path}.{next(_numbers)}"
+        try:
+            with source.open("rb", buffering=0) as there, open(fresh, "xb", buffering=0) as here:
+                done = 0
+                while done < length:
+                    step = os.sendfile(here.fileno(), there.fileno(), offset + done, length - done)
+                    if not step:
+                        raise OSError(errno.EIO, "is cut short", str(source))
+                    done += step
+            os.replace(fresh, path)
+        except OSError as error:
+            Path(fresh).unlink(missing_ok=True)
             raise _cannot_write(error) from error
         _links[name] = path
         return path

@@ -21,9 +21,9 @@ from poncho_wq import local_code, payload, recording, staging
 from poncho_wq.analyze import reach_of_call
 from poncho_wq.chunks import Each, Sizes
 from poncho_wq.engines.shadowing import refuse_shadowing
+from poncho_wq.engines.shipping import Shipment, ship
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
-from poncho_wq.packing.compression import suffix_of
 from poncho_wq.program import runner_program, warm_client
 from poncho_wq.warm.wanted import Warm, modules_of, survives_fork
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
@@ -46,6 +46,7 @@ class Plan:
     ``command``: one shell line.  ``cached``: (local path, remote name) of inputs that all tasks share.  ``inputs``: the
     same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name).
     ``before``: shell text, empty or ending with "; ", to run outside of the environment before the command.
+    ``shipment``: in which files the environment goes to workers, where that is known.
     """
 
     environment: Environment
@@ -55,6 +56,7 @@ class Plan:
     buffers: tuple[tuple[str, str], ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
     before: str = ""
+    shipment: Shipment | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,8 @@ class Attachment:
 
     Two words for the shell: ``python`` is the environment's interpreter, ``workspace`` a directory that lasts for as
     long as the worker, for what its tasks share; "." is a task's own, and shared by none.  ``warm``: the
-    environment's name for warm interpreters, None where the engine cannot have them.
+    environment's name for warm interpreters, None where the engine cannot have them.  ``shipment``: in which files the
+    environment goes to workers.
     """
 
     cached: tuple[tuple[str, str], ...]
@@ -71,6 +74,7 @@ class Attachment:
     python: str = "python3"
     workspace: str = "."
     warm: str | None = None
+    shipment: Shipment | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +210,10 @@ class Job:
             return None
         found = read_stats(self._stats.path)
         self._stats.remove()
-        return found
+        shipment = None if self.plan is None else self.plan.shipment
+        if found is None or shipment is None:
+            return found
+        return replace(found, parts=len(shipment.files), size=shipment.size, shared=shipment.shared)
 
     def clone(self) -> Job:
         """The same work, to be run again with a result of its own.  What was prepared or pickled is shared."""
@@ -265,11 +272,12 @@ class Job:
         text = self.command or ""
         if len(text) <= COMMAND_LIMIT:
             command = f"{attached.prefix}/bin/sh -c {shlex.quote(text)}"
-            return Plan(environment=env, cached=attached.cached, command=command)
+            return Plan(environment=env, cached=attached.cached, command=command, shipment=attached.shipment)
         script = staging.share("poncho-command", text.encode(errors="surrogateescape"), ".sh")
         self._function_file = script
         command = f"{attached.prefix}/bin/sh ./{script.name}"
-        return Plan(environment=env, cached=(*attached.cached, (script.path, script.name)), command=command)
+        cached = (*attached.cached, (script.path, script.name))
+        return Plan(environment=env, cached=cached, command=command, shipment=attached.shipment)
 
     def _plan_function(self, means: Means) -> Plan:
         env = self._environment_of(means)
@@ -303,6 +311,7 @@ class Job:
             inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
             buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
             outputs=((self._result.path, payload.RESULT_NAME),),
+            shipment=attached.shipment,
         )
 
     def _wants_warm(self, attached: Attachment) -> bool:
@@ -439,25 +448,27 @@ def _attached(environment: Environment, unpack_to: UnpackTo) -> Attachment:
 def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
     if not tarball.is_file():
         raise EngineError(f"{tarball}: the environment's tarball is not there", advice="prepare the environment again")
+    shipment = ship(tarball, identity)
     short = identity[: staging.DIGEST_LENGTH]
     workspace = '"$WORK_QUEUE_SANDBOX"'
     prefix = f"{workspace}/poncho-env-{identity[:32]}"
-    environment_name = f"poncho-env-{short}{suffix_of(tarball)}"
+    environments = " ".join(f"-e {name}" for _, name in shipment.files)
     wrapper_name = f"poncho_package_run-{wrapper_digest()[:12]}"
     # Where a node's cache is only the wrapper knows, on the worker; it takes @/ for the environment's directory.
     place, inside = ("--node-cache", "@") if unpack_to == "node" else (f"--unpack-to {prefix}", prefix)
     return Attachment(
         # By links: their names hold the content hash, and so does the path that Work Queue knows a file by.
         cached=(
-            (staging.link(environment_name, tarball), environment_name),
+            *shipment.files,
             (staging.link(wrapper_name, wrapper_path()), wrapper_name),
         ),
-        prefix=(f"exec sh ./{wrapper_name} -e {environment_name} --id {identity} {place} -- "),
+        prefix=(f"exec sh ./{wrapper_name} {environments} --id {identity} {place} -- "),
         # By its path: where the environment has none, the worker's own would be found on PATH.
         python=f"{inside}/bin/python3",
         workspace=workspace,
         # A node's environment may be evicted when no wrapper's command uses it any more; a server is none.
         warm=short if unpack_to == "worker" else None,
+        shipment=shipment,
     )
 
 

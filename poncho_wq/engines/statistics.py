@@ -32,6 +32,9 @@ class EnvironmentStats:
     ``identity`` of the environment and ``host`` it was on, None where unknown.  ``unpacked``: this task unpacked it;
     ``evicted``: how many environments of the node's cache went for it.  Seconds, to a hundredth: ``waited`` for other
     tasks that unpacked, ``unpacking``, and ``total`` from the wrapper's start to the command's.
+
+    Of the environment: in how many ``parts`` it goes to workers, its ``size`` in bytes, and how many of these are
+    ``shared`` with environments that this process had shipped before it: a worker that has those is not sent them.
     """
 
     identity: str | None
@@ -41,6 +44,9 @@ class EnvironmentStats:
     waited: float
     unpacking: float
     total: float
+    parts: int = 1
+    size: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +97,10 @@ def parse_stats(text: str) -> EnvironmentStats | None:
             continue
         facts = dict(word.split("=", 1) for word in words[2:] if "=" in word)
         numbers = [facts.get(key, "0") for key in ("unpacked", "evicted", "waited", "unpacking", "total")]
+        numbers.append(facts.get("parts", "1"))
         if "total" not in facts or not all(_NUMBER.fullmatch(number) for number in numbers):
             continue
-        unpacked, evicted, waited, unpacking, total = map(int, numbers)
+        unpacked, evicted, waited, unpacking, total, parts = map(int, numbers)
         return EnvironmentStats(
             identity=_known(facts.get("identity")),
             host=_known(facts.get("host")),
@@ -102,6 +109,7 @@ def parse_stats(text: str) -> EnvironmentStats | None:
             waited=waited / 100,
             unpacking=unpacking / 100,
             total=total / 100,
+            parts=parts,
         )
     return None
 

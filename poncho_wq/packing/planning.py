@@ -161,15 +161,28 @@ def layers_of(package: str, version: str | None, layers: Iterable[str]) -> list[
     return found or [_bucket(package)]
 
 
+def bucket_of(package: str) -> int:
+    """The bucket, below ``BUCKETS``, of a package that shares one."""
+    # By the name alone: another version of the package stays where it was.
+    return int.from_bytes(hashlib.sha256(_same(package).encode()).digest()[:4], "big") % BUCKETS
+
+
+def shared_bucket(layer: str) -> int | None:
+    """Which of the buckets that the smallest packages share the layer of this name is; None for another layer."""
+    found = _SHARED.match(layer)
+    return None if found is None else int(found[1])
+
+
+_SHARED = re.compile(rf"small-([0-{BUCKETS - 1}])(?:\.[0-9]+)?\Z")
+
+
 def _same(name: str) -> str:
     """PEP 503 makes spellings equal."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _bucket(package: str) -> str:
-    # By the name alone: another version of the package stays where it was.
-    name = _same(package)
-    return f"small-{int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big') % BUCKETS}"
+    return f"small-{bucket_of(package)}"
 
 
 def _word(text: str) -> str:

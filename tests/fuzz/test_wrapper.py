@@ -111,7 +111,6 @@ def test_bytes(campaign: Campaign, shell: World, tmp_path_factory: pytest.TempPa
         case,
         programs=True,
         share=SHARE,
-        share=SHARE,
         data=damaged((ours, ours, venv, plain), MANIFEST_WORDS),
     )
 

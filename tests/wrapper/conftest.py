@@ -14,6 +14,8 @@ import pytest
 
 from tests.wrapper import tarballs
 
+Tree = dict[str, tuple[str, bytes]]
+
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = Path(os.environ.get("PONCHO_TEST_WRAPPER", ROOT / "worker_wrapper" / "poncho_package_run"))
 
@@ -166,4 +168,45 @@ def unpacked(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> dict
     """What `samples.ours` must always come to."""
     directory = tmp_path_factory.mktemp("unpacked")
     subprocess.run(["tar", "-xzf", samples.ours.path, "-C", directory], check=True)
+    return tree(directory)
+
+
+@pytest.fixture(params=["dash", "busybox", "no flock"])
+def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """dash with flock, busybox (which has none), and dash without."""
+    base = tmp_path_factory.getbasetemp()
+    if request.param != "no flock":
+        return make_world(request.param, base)
+    world = make_world("dash", base)
+    world.path = path_without(base / "no-flock", "flock")
+    return world
+
+
+@pytest.fixture(params=["dash", "busybox"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """For what has nothing to do with locks: GNU's programs, and busybox's."""
+    return make_world(request.param, tmp_path_factory.getbasetemp())
+
+
+def path_without(links: Path, *names: str) -> str:
+    """A PATH that has all programs of this machine but `names`."""
+    if not links.is_dir():
+        links.mkdir(mode=0o755)
+        for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+            if path.name not in names and not (links / path.name).is_symlink():
+                (links / path.name).symlink_to(path)
+    return str(links)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tarballs.Tarball:
+    """An environment that takes long enough to unpack to be killed in the middle."""
+    path = tmp_path_factory.mktemp("large") / "large.tar.gz"
+    return tarballs.ours(path, tarballs.fake_prefix(name="large", files=700, size=3_000), layers=9)
+
+
+@pytest.fixture(scope="session")
+def large_tree(large: tarballs.Tarball, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    directory = tmp_path_factory.mktemp("large-tree")
+    subprocess.run(["tar", "-xzf", large.path, "-C", directory], check=True)
     return tree(directory)

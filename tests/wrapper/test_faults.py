@@ -21,50 +21,13 @@ from pathlib import Path
 import pytest
 
 from tests.wrapper import tarballs
-from tests.wrapper.conftest import Samples, World, make_world, tree
+from tests.wrapper.conftest import Samples, Tree, World, make_world, path_without, tree
 
 FEW = int(os.environ.get("PONCHO_FAULTS", "4"))
 MANY = max(FEW, 200)
 # On a busy machine two hundred kills may take half an hour.
 _many = pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="many")
 counts = pytest.mark.parametrize("count", [FEW, _many])
-
-Tree = dict[str, tuple[str, bytes]]
-
-
-@pytest.fixture(params=["dash", "busybox", "no flock"])
-def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """dash with flock, busybox (which has none), and dash without."""
-    base = tmp_path_factory.getbasetemp()
-    if request.param != "no flock":
-        return make_world(request.param, base)
-    world = make_world("dash", base)
-    world.path = path_without(base / "no-flock", "flock")
-    return world
-
-
-@pytest.fixture(params=["dash", "busybox"])
-def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """For what has nothing to do with locks: GNU's programs, and busybox's."""
-    return make_world(request.param, tmp_path_factory.getbasetemp())
-
-
-def path_without(links: Path, *names: str) -> str:
-    """A PATH that has all programs of this machine but `names`."""
-    if not links.is_dir():
-        links.mkdir(mode=0o755)
-        for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
-            if path.name not in names and not (links / path.name).is_symlink():
-                (links / path.name).symlink_to(path)
-    return str(links)
-
-
-@pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tarballs.Tarball:
-    """An environment that takes long enough to unpack to be killed in the middle."""
-    path = tmp_path_factory.mktemp("large") / "large.tar.gz"
-    return tarballs.ours(path, tarballs.fake_prefix(name="large", files=700, size=3_000), layers=9)
-
 
 # A decompressor that takes its time and not the processor's, so that there is a middle to be killed in.
 SLOW = f"""#!{sys.executable} -IS
@@ -90,13 +53,6 @@ def slowed(world: World, directory: Path) -> World:
     (programs / "igzip").write_text(SLOW)
     (programs / "igzip").chmod(0o755)
     return dataclasses.replace(world, path=f"{programs}:{world.path}")
-
-
-@pytest.fixture(scope="session")
-def large_tree(large: tarballs.Tarball, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    directory = tmp_path_factory.mktemp("large-tree")
-    subprocess.run(["tar", "-xzf", large.path, "-C", directory], check=True)
-    return tree(directory)
 
 
 def processes(session: int) -> dict[int, list[str]]:

@@ -1,0 +1,110 @@
+"""How an environment goes to workers: in parts where that is worth it, else as one file.
+
+A part is a file that is named by what it holds, and a cached input like any other: a worker that has it from another
+environment is not sent it again, by no engine.  The parts that are one layer, which is nearly all of the bytes, are the
+cache's own files; the few others are cut from the tarball into the staging directory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from poncho_wq import staging
+from poncho_wq.cache import Cache, default_root, layers_beside
+from poncho_wq.manifest import read_manifest
+from poncho_wq.packing.compression import form_of, suffix_of
+from poncho_wq.packing.parts import Part, Parts
+
+# Of a tarball whose layers are in no cache a whole copy would be made. That is not worth it; of few of them it is.
+_MOST_CUT = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipment:
+    """``files``: (local path, remote name) of inputs that are the tarball one after the other.
+
+    ``size`` of them in bytes; ``shared``: how many of these are of parts that this process has shipped before, with
+    other environments, and that are not sent again to a worker that has them.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    size: int
+    shared: int = 0
+
+
+_lock = threading.Lock()
+_shipments: dict[tuple[str, str], Shipment] = {}
+_shipped: set[str] = set()
+
+
+def ship(tarball: Path, identity: str) -> Shipment:
+    """The files of the environment ``identity``, the same ones whenever this process asks again.
+
+    Raises ``EngineError`` when they cannot be staged, ``CorruptTarball`` for one of ours that is not whole, ``OSError``
+    when it cannot be read.
+    """
+    key = str(tarball), identity
+    with _lock:
+        found = _shipments.get(key)
+        if found is None:
+            found = _shipments[key] = _in_parts(tarball) or _in_one(tarball, identity)
+        return found
+
+
+def _in_one(tarball: Path, identity: str) -> Shipment:
+    name = f"poncho-env-{identity[: staging.DIGEST_LENGTH]}{suffix_of(tarball)}"
+    return Shipment(files=((staging.link(name, tarball), name),), size=tarball.stat().st_size)
+
+
+def _in_parts(tarball: Path) -> Shipment | None:
+    """None where it goes as one file."""
+    manifest = read_manifest(tarball)
+    parts = None if manifest is None else Parts.of(manifest)
+    if parts is None:
+        return None
+    with tarball.open("rb") as stream:
+        kept = {part.name: path for part in parts.parts if (path := _kept(part, tarball, stream.fileno())) is not None}
+    if sum(part.length for part in parts.beyond(kept)) * _MOST_CUT > parts.size:
+        return None
+    files = []
+    for part in parts.parts:
+        name = f"poncho-part-{part.name[: staging.DIGEST_LENGTH]}"
+        there = kept.get(part.name)
+        staged = staging.link(name, there) if there else staging.cut(name, tarball, part.offset, part.length)
+        files.append((staged, name))
+    shared = parts.size - sum(part.length for part in parts.beyond(_shipped))
+    _shipped.update(parts.names())
+    return Shipment(files=tuple(files), size=parts.size, shared=shared)
+
+
+def _kept(part: Part, tarball: Path, stream: int) -> Path | None:
+    """The file of a cache that is this part."""
+    if len(part.members) > 1 or not part.layers:
+        return None
+    digest, length = part.members[0]
+    for layers in (*layers_beside(tarball), Cache(default_root()).home / "layers"):
+        path = layers / f"{digest}{form_of(part.compression).layer_suffix}"
+        try:
+            with path.open("rb") as file:
+                # As long, and with the same end: a checksum, and the length of what it holds.
+                if os.fstat(file.fileno()).st_size == length and (
+                    os.pread(file.fileno(), 8, length - 8) == os.pread(stream, 8, part.offset + length - 8)
+                ):
+                    return path
+        except OSError:
+            continue
+    return None
+
+
+def _forget() -> None:
+    """In a forked child: the staged files are the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    _shipments.clear()
+    _shipped.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

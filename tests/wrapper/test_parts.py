@@ -1,0 +1,178 @@
+"""A tarball in parts: unpacked as safely and as parallel as from one file, and what is damaged is named."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.wrapper import tarballs
+from tests.wrapper.conftest import Samples, Tree, World, tree
+from tests.wrapper.test_faults import Verdict, all_ended, beside, counts, processes, slowed
+
+
+def cut(tarball: tarballs.Tarball, directory: Path, *, groups: int = 3) -> list[Path]:
+    """The tarball as manifest, ``groups`` parts of some layers each, and the end of the archive."""
+    data = tarball.path.read_bytes()
+    directory.mkdir(parents=True, exist_ok=True)
+    ends = [offset + length for offset, length in tarball.spans]
+    step = max(1, len(ends) // groups)
+    places = [0, tarball.member, *ends[step - 1 : -1 : step][: groups - 1], ends[-1], len(data)]
+    found = []
+    for number, (start, stop) in enumerate(itertools.pairwise(places)):
+        part = directory / f"part {number}"  # with a blank
+        part.write_bytes(data[start:stop])
+        found.append(part)
+    return found
+
+
+def options(parts: list[Path]) -> list[object]:
+    return [word for part in parts for word in ("-e", part)]
+
+
+@pytest.mark.parametrize("cores", ["1", "4"])
+def test_parts_unpack_to_what_one_file_unpacks_to(
+    world: World, samples: Samples, room: Path, tmp_path: Path, unpacked: Tree, cores: str
+) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    assert len(parts) == 5
+    done = world.run(
+        *options(parts), "--id", samples.ours.identity, "-d", room / "env", "which-one", env={"CORES": cores}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+    assert tree(room / "env") == unpacked
+    for part in parts:
+        part.unlink()
+    done = world.run(*options(parts), "--id", samples.ours.identity, "-d", room / "env", "which-one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", ""), "a warm run needs none of them"
+
+
+def test_more_than_nine_parts_stay_in_order(dash: World, room: Path, tmp_path: Path) -> None:
+    entries = {f"lib/{name}/name": tarballs.text(name * 5000) for name in "abcdefghijklmnopqrstuvwxyz"}
+    made = tarballs.ours(tmp_path / "many.tar.gz", {**tarballs.fake_prefix(), **entries}, layers=24)
+    parts = cut(made, tmp_path / "parts", groups=len(made.spans))
+    assert len(parts) > 12
+    assert dash.run(*options(parts), "-d", room / "env", env={"CORES": "2"}).returncode == 0
+    found = tree(room / "env")
+    assert all(found[name] == ("0o0", entry.data) for name, entry in entries.items())
+
+
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("cores", ["1", "4"])
+def test_a_part_that_is_cut_short_is_named(
+    world: World, samples: Samples, room: Path, tmp_path: Path, which: int, cores: str
+) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    data = parts[which].read_bytes()
+    for length in (0, 1, len(data) // 2, len(data) - 1):
+        parts[which].write_bytes(data[:length])
+        done = world.run(*options(parts), "-d", room / "env", "which-one", env={"CORES": cores})
+        assert (done.returncode, done.stdout) == (125, "")
+        if which == 0 and length == 1:  # which makes it no gzip file at all
+            assert f"part {which}" in done.stderr
+        else:
+            assert f"part {which} is damaged" in done.stderr, length
+        assert not (room / "env").exists()
+
+
+@pytest.mark.parametrize("which", range(1, 5))
+def test_a_part_with_a_flipped_bit_is_named(
+    either: World, samples: Samples, room: Path, tmp_path: Path, which: int
+) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    data = bytearray(parts[which].read_bytes())
+    data[-6] ^= 0x10  # of the checksum: whatever decompresses must see it
+    parts[which].write_bytes(data)
+    for cores in ("1", "4"):
+        done = either.run(*options(parts), "-d", room / "env", "which-one", env={"CORES": cores})
+        if which == 4 and done.returncode == 0:
+            # the end of the archive, of which tar needs nothing: what was unpacked is whole all the same
+            shutil.rmtree(room / "env")
+            continue
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "could not unpack" in done.stderr
+        assert f"part {which}" in done.stderr
+        assert not (room / "env").exists()
+
+
+def test_a_missing_part_is_named(world: World, samples: Samples, room: Path, tmp_path: Path) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    parts[2].unlink()
+    done = world.run(*options(parts), "-d", room / "env", "which-one")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "part 2" in done.stderr
+    without = [part for part in parts if part != parts[2]]
+    done = world.run(*options(without), "-d", room / "env", "which-one")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "damaged" in done.stderr
+
+
+def test_a_part_of_another_environment_is_refused(world: World, samples: Samples, room: Path, tmp_path: Path) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    others = cut(samples.other, tmp_path / "others")
+    done = world.run(*options([others[0], *parts[1:]]), "--id", samples.ours.identity, "-d", room / "env", "true")
+    assert done.returncode == 125
+    assert not (room / "env").exists()
+
+
+def how_long(world: World, parts: list[object], directory: Path) -> float:
+    """Seconds that a first run takes when nothing disturbs it: the least of a few."""
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert world.run(*parts, "-d", directory).returncode == 0
+        took.append(time.monotonic() - start)
+        shutil.rmtree(directory)
+    return min(took)
+
+
+@counts
+@pytest.mark.parametrize("victims", [pytest.param("the group", marks=pytest.mark.slow), "one of all"])
+def test_killed_while_unpacking_parts(
+    faulty: World,
+    large: tarballs.Tarball,
+    large_tree: Tree,
+    room: Path,
+    tmp_path: Path,
+    victims: str,
+    count: int,
+) -> None:
+    parts = options(cut(large, tmp_path / "parts", groups=4))
+    world = slowed(faulty, room.parent)
+    took = how_long(world, parts, room / "env")
+    verdict, in_time = Verdict(), 0
+    for number in range(count):
+        chance = random.Random(number)
+        directory = room / f"env {number}"
+        process = world.start(*parts, "-d", directory, "where")
+        time.sleep(chance.uniform(0, took))
+        alive = sorted(processes(process.pid))
+        if victims == "the group":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        else:
+            for pid in chance.sample(alive, 1) if alive else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        in_time += bool(alive)
+        # at once, while what was not killed goes on
+        done = faulty.run(*parts, "-d", directory, "where", env={"CORES": str(1 + number % 3)})
+        verdict.check(number, (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", ""), done)
+        process.communicate()
+        all_ended(process.pid)
+        verdict.check(number, tree(directory) == large_tree, "DIR is not whole")
+        if beside(directory) != [directory.name]:  # what died late is swept by the next first run
+            shutil.rmtree(directory)
+            assert faulty.run(*parts, "-d", directory).returncode == 0
+            verdict.check(number, beside(directory) == [directory.name], beside(directory))
+        shutil.rmtree(directory)
+    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {len(verdict.wrong)}")
+    assert verdict.wrong == []
+    assert in_time > count / 3
