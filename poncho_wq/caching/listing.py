@@ -11,13 +11,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poncho_wq.cache import ENTRY_NAME, USED_NAME, Cache, is_hash
 from poncho_wq.caching import inuse
+from poncho_wq.errors import CorruptTarball
+from poncho_wq.manifest import read_manifest
 from poncho_wq.packing.compression import COMPRESSIONS, Compression, form_of
 from poncho_wq.scratch import disk_error
 
@@ -31,7 +33,8 @@ class Listed:
     ``path`` is the tarball, None when the entry is not whole.  ``size`` is the tarball's in bytes, ``used`` when it was
     last handed out (seconds since 1970), ``in_use`` whether a living process has it, as far as the locks tell.
     ``superseded`` are generations (bytes in ``superseded_size``) that a refresh has replaced; ``layers`` are digests,
-    and ``compression`` says in which form they and the tarball are.
+    ``superseded_layers`` are the files of the layers of superseded generations in use: who uses one may yet send them.
+    ``compression`` says in which form the layers and the tarball are.
     """
 
     spec_hash: str
@@ -46,13 +49,14 @@ class Listed:
     superseded: tuple[str, ...]
     superseded_size: int
     in_use: bool
+    superseded_layers: tuple[str, ...] = ()
     compression: Compression = "gzip"
 
     @property
     def layer_files(self) -> frozenset[str]:
-        """The names of the layers' files."""
+        """The names of the files of all these layers."""
         suffix = form_of(self.compression).layer_suffix
-        return frozenset(digest + suffix for digest in self.layers)
+        return frozenset((*(digest + suffix for digest in self.layers), *self.superseded_layers))
 
     @property
     def tarball(self) -> Path | None:
@@ -120,7 +124,23 @@ def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
         in_use=claims.any_used and any(claims.is_used(inuse.generation_byte(each)) for each in generations),
         # Older entries do not say; what says something that is not known here is another version's.
         compression=named if (named := facts.get("compression")) in COMPRESSIONS else "gzip",
+        superseded_layers=tuple(
+            layer
+            for each in superseded
+            if claims.any_used and claims.is_used(inuse.generation_byte(each))
+            for layer in _layers_of(f"{path}/{each}")
+        ),
     )
+
+
+def _layers_of(generation: str) -> Iterator[str]:
+    """The files of the layers of a generation that no ``entry.json`` names any more, as its tarball says."""
+    with contextlib.suppress(OSError, CorruptTarball):
+        for tarball in Path(generation).glob("poncho-env-*.tar*"):
+            manifest = read_manifest(tarball)
+            if manifest is not None:
+                suffix = form_of(manifest.compression).layer_suffix
+                yield from (layer.digest + suffix for layer in manifest.layers)
 
 
 def _whole(path: str, spec_hash: str, facts: dict[str, Any]) -> tuple[str, int, tuple[int, int]]:

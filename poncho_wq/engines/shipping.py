@@ -14,6 +14,7 @@ from pathlib import Path
 
 from poncho_wq import staging
 from poncho_wq.cache import Cache, default_root, layers_beside
+from poncho_wq.errors import CorruptTarball
 from poncho_wq.manifest import read_manifest
 from poncho_wq.packing.compression import form_of, suffix_of
 from poncho_wq.packing.parts import Part, Parts
@@ -43,8 +44,7 @@ _shipped: set[str] = set()
 def ship(tarball: Path, identity: str) -> Shipment:
     """The files of the environment ``identity``, the same ones whenever this process asks again.
 
-    Raises ``EngineError`` when they cannot be staged, ``CorruptTarball`` for one of ours that is not whole, ``OSError``
-    when it cannot be read.
+    Raises ``EngineError`` when they cannot be staged, ``OSError`` when the tarball cannot be read.
     """
     key = str(tarball), identity
     with _lock:
@@ -61,7 +61,10 @@ def _in_one(tarball: Path, identity: str) -> Shipment:
 
 def _in_parts(tarball: Path) -> Shipment | None:
     """None where it goes as one file."""
-    manifest = read_manifest(tarball)
+    try:
+        manifest = read_manifest(tarball)
+    except CorruptTarball:
+        return None  # a worker says better what is wrong with it
     parts = None if manifest is None else Parts.of(manifest)
     if parts is None:
         return None

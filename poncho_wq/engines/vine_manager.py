@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from poncho_wq.engines import core
+from poncho_wq.engines.shipping import Shipment, ship
 from poncho_wq.engines.tarballs import validated
 from poncho_wq.errors import EngineError, EngineNotInstalled
 
@@ -113,8 +114,8 @@ def declare_environment(manager: Any, E: EnvironmentLike) -> Any:
     ``PythonTask``.  ``E`` is anything that ``poncho_wq.environment`` takes; cloudpickle, which ``PythonTask`` needs on
     the worker, is added to a description that lacks it, while an ``Environment`` or a tarball is taken as it is.
 
-    A worker gets the tarball once, from the manager or from another worker, and unpacks it once, for all tasks and
-    libraries of all managers that it works for.
+    A worker gets the tarball once, from the manager or from another worker, in parts that it may have from another
+    environment, and unpacks it once, for all tasks and libraries of all managers that it works for.
 
     Raises what ``poncho_wq.environment`` raises, ``EngineError`` for a tarball that TaskVine could not run.
     """
@@ -130,11 +131,28 @@ def declare(manager: Any, environment: Environment) -> Any:
             raise EngineError(
                 f"{environment.tarball}: the environment's tarball is not there", advice="prepare the environment again"
             )
-        # With cache=True both would get names at random.  "worker" names them by content: the same environment is the
-        # same file, whoever declares it.
-        tarball = manager.declare_file(str(environment.tarball), cache="worker", peer_transfer=True)
-        found = environments[environment.identity] = manager.declare_poncho(tarball, cache="worker", peer_transfer=True)
+        shipment = ship(environment.tarball, environment.identity)
+        found = environments[environment.identity] = _declared_files(manager, shipment)
     return found
+
+
+def _declared_files(manager: Any, shipment: Shipment) -> Any:
+    """TaskVine's file object for an environment that is unpacked from the files of ``shipment``.
+
+    With cache=True all would get names at random.  "worker" names them by content: the same environment, and the same
+    part of another one, is the same file, whoever declares it.
+    """
+    inputs = [(manager.declare_file(path, cache="worker", peer_transfer=True), name) for path, name in shipment.files]
+    if len(inputs) == 1:
+        return manager.declare_poncho(inputs[0][0], cache="worker", peer_transfer=True)
+    # As declare_poncho does it.  Who reads the parts stops at the first that is missing, and then the file that every
+    # task looks for, which is in the last of them, does not come.
+    parts = " && ".join(f"cat {name}" for _, name in inputs)
+    command = f"mkdir output && {{ {parts}; }} | tar xzf - -C output && output/bin/run_in_env"
+    unpacking = find_taskvine().Task(command)
+    for file, name in inputs:
+        unpacking.add_input(file, name)
+    return manager.declare_minitask(unpacking, "output", cache="worker", peer_transfer=True)
 
 
 _RUN = "/bin/run_in_env "
@@ -165,4 +183,8 @@ def ready(E: EnvironmentLike) -> Environment:
 
 def means() -> core.Means:
     """For ``Job.prepare``: TaskVine mounts the environment and puts ``run_in_env`` before the command itself."""
-    return core.Means(prepared=ready, attach=lambda environment: core.Attachment(cached=(), prefix=""))
+
+    def attach(environment: Environment) -> core.Attachment:
+        return core.Attachment(cached=(), prefix="", shipment=ship(environment.tarball, environment.identity))
+
+    return core.Means(prepared=ready, attach=attach)

@@ -23,8 +23,8 @@ from poncho_wq.manifest import LayerRef, Manifest, end_member
 from poncho_wq.packing.compression import Compression
 from poncho_wq.packing.planning import BUCKETS, bucket_of, shared_bucket
 
-WORTH = 48 << 20
-"""Tarballs of fewer bytes, unpacked, are not cut (compressed, that is a third or so)."""
+WORTH = 32 << 20
+"""Tarballs of fewer bytes, unpacked, are not cut (the interpreter alone has more)."""
 ALONE = 4 << 20
 """Layers of at least so many bytes, unpacked, are parts of their own, unless there are more than ``MOST_ALONE``."""
 MOST_ALONE = 10
