@@ -9,6 +9,7 @@ from typing import Any
 from poncho_wq.described import Described
 from poncho_wq.errors import SpecError
 from poncho_wq.lock import Lock
+from poncho_wq.packing.parts import Parts
 from poncho_wq.spec import EnvSpec
 
 
@@ -31,6 +32,42 @@ class Change:
     def to_dict(self) -> dict[str, str | None]:
         """As JSON has it."""
         return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """What a worker that has one environment is sent for another: ``bytes`` of ``size``, ``parts`` of ``all_parts``."""
+
+    bytes: int
+    size: int
+    parts: int
+    all_parts: int
+
+    def __str__(self) -> str:
+        if not self.bytes:
+            return f"to send     nothing of {self.size:,} bytes"
+        share = f"{self.parts} of {self.all_parts} parts" if self.all_parts > 1 else "one file"
+        return f"to send     {self.bytes:,} of {self.size:,} bytes ({share})"
+
+    def to_dict(self) -> dict[str, int]:
+        """As JSON has it."""
+        return dict(vars(self))
+
+
+def sending(one: Described, two: Described) -> Sending | None:
+    """What a worker that has the tarball ``one`` is sent for the tarball ``two``; None where these are no tarballs of
+    ours."""
+    if one.manifest is None or two.manifest is None:
+        return None
+    if one.manifest.identity == two.manifest.identity:
+        return Sending(bytes=0, size=two.manifest.size, parts=0, all_parts=1)
+    before, after = Parts.of(one.manifest), Parts.of(two.manifest)
+    if before is None or after is None:
+        size = two.manifest.size
+        count = 1 if after is None else len(after.parts)
+        return Sending(bytes=size, size=size, parts=count, all_parts=count)
+    new = after.beyond(before.names())
+    return Sending(bytes=sum(part.length for part in new), size=after.size, parts=len(new), all_parts=len(after.parts))
 
 
 def compare(one: Described, two: Described) -> tuple[Change, ...]:

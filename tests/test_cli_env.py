@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from poncho_wq import environment
 from poncho_wq.build import FileGroup, Prefix
 from poncho_wq.cli.env import main
 from poncho_wq.comparing import matchspec_name
@@ -137,9 +138,11 @@ def test_diff(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["diff", "--exit-code", pair[0], pair[0]]) == 0
     capsys.readouterr()
     assert main(["diff", "--json", *pair]) == 0
-    assert json.loads(capsys.readouterr().out)[1] == {
+    document = json.loads(capsys.readouterr().out)
+    assert document["changes"][1] == {
         "section": "pip", "name": "numpy", "before": "==1", "after": "==2",
     }  # fmt: skip
+    assert document["sending"] is None
 
 
 def test_diff_of_a_tarball_and_a_lock_compares_versions(
@@ -150,6 +153,27 @@ def test_diff_of_a_tarball_and_a_lock_compares_versions(
     (tmp_path / "poncho.lock").write_text(locked.to_json())
     assert main(["diff", str(tarball), str(tmp_path / "poncho.lock")]) == 0
     assert capsys.readouterr().out == "~ pip       rich 15.0.0 → 16.0\n"
+
+
+def test_diff_of_tarballs_says_what_is_sent(
+    capsys: pytest.CaptureFixture[str], shared_cache: Path, tarball: Path
+) -> None:
+    one, two = (environment({"env": {"WORD": word}}, cache_dir=shared_cache) for word in ("one", "two"))
+    assert main(["diff", str(one.tarball), str(two.tarball)]) == 0
+    changed, sent = capsys.readouterr().out.splitlines()
+    assert changed == "~ env       WORD one → two"
+    assert sent.startswith("to send     ")
+    assert sent.endswith(f" of {two.size:,} bytes (2 of 3 parts)")
+    assert main(["diff", "--json", str(one.tarball), str(two.tarball)]) == 0
+    found = json.loads(capsys.readouterr().out)["sending"]
+    assert (found["size"], found["parts"], found["all_parts"]) == (two.size, 2, 3)
+    assert 0 < found["bytes"] < two.size / 100
+    assert main(["diff", str(one.tarball), str(one.tarball)]) == 0
+    assert capsys.readouterr().out == f"to send     nothing of {one.size:,} bytes\n"
+    # another one has no part in common: all of it
+    assert main(["diff", str(one.tarball), str(tarball)]) == 0
+    size = tarball.stat().st_size
+    assert capsys.readouterr().out.splitlines()[-1] == f"to send     {size:,} of {size:,} bytes (one file)"
 
 
 def test_the_name_in_a_matchspec() -> None:
