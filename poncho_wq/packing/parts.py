@@ -118,11 +118,11 @@ def arrange(layers: Sequence[tuple[str, int]]) -> list[list[int]] | None:
     alone.sort(key=lambda number: (-layers[number][1], layers[number][0]))
     buckets: dict[int, list[int]] = {}
     for number in sorted({*rest} - {*alone}, key=lambda number: layers[number][0]):
-        buckets.setdefault(_bucket(layers[number][0]), []).append(number)
+        buckets.setdefault(layer_bucket(layers[number][0]), []).append(number)
     return [*([number] for number in alone), *(buckets[each] for each in sorted(buckets)), *([own] if own else [])]
 
 
-def _bucket(layer: str) -> int:
+def layer_bucket(layer: str) -> int:
     """The bucket of a small layer: that which ``planning`` puts the smallest packages in, by the same rule."""
     shared = shared_bucket(layer)
     return bucket_of(layer.rpartition("-")[0] or layer) if shared is None else shared
