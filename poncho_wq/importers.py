@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -102,12 +103,27 @@ def _file_reader(path: Path, *, named: bool) -> _Reader:
     if name in _REFUSED:
         raise SpecError("is not read", source=str(path), advice=f"turn it into one that is: {_REFUSED[name]}")
     if name.endswith((".yml", ".yaml")):
-        return _environment
+        return _specification if _is_specification(path) else _environment
     if name.endswith(".toml"):
         return _pylock if _is_pylock(path) else _pyproject
     if name.endswith((".txt", ".in", ".pip")) or name == "requirements":
         return _requirements
     return _specification
+
+
+def _is_specification(path: Path) -> bool:
+    """Whether a YAML file is a specification after all: JSON is YAML, and Parsl has `python_package_analyze` write its
+    result to a file of that name."""
+    from poncho_wq.importing.text import read_bytes
+
+    data = read_bytes(path, limit=MAX_DOCUMENT)
+    if not data.lstrip().startswith(b"{"):
+        return False
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return False
+    return "dependencies" not in document
 
 
 def _is_pylock(path: Path) -> bool:

@@ -63,6 +63,17 @@ def test_files_of_real_tools(name: str) -> None:
     assert EnvSpec.from_json(imported.spec.to_json()) == imported.spec
 
 
+def test_a_specification_may_be_called_yaml(tmp_path: Path) -> None:
+    """Parsl's own `pack=True` calls the file that `python_package_analyze` writes so."""
+    (tmp_path / "s.yaml").write_text('\n{"pip": ["six==1.16.0"], "python": "3.11.7"}\n')
+    assert read_source(tmp_path / "s.yaml").spec.pip == ("six==1.16.0",)
+    (tmp_path / "e.yml").write_text('{"dependencies": [{"pip": ["six==1.16.0"]}]}')
+    assert read_source(tmp_path / "e.yml").spec.pip == ("six==1.16.0",)
+    (tmp_path / "bad.yaml").write_text('{"pipp": []}')
+    with pytest.raises(SpecError, match=r"bad.yaml: pipp: unknown key; did you mean .pip.\?"):
+        read_source(tmp_path / "bad.yaml")
+
+
 def test_markers_are_kept() -> None:
     spec = read_spec(DATA / "uv-export-no-project.txt")
     assert 'colorama==0.4.6; sys_platform == "win32"' in spec.pip
