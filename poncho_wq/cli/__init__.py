@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec
 
 from poncho_wq.errors import AnalysisError, PonchoError, SpecError
+
+if TYPE_CHECKING:
+    import argparse
 
 P = ParamSpec("P")
 
@@ -31,5 +34,20 @@ def errors_to_status(command: Callable[P, int]) -> Callable[P, int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+
+    return main
+
+
+def main_of(parser: Callable[[str | None], argparse.ArgumentParser]) -> Callable[..., int]:
+    """``main(argv, prog)`` of a command with subcommands, each of which sets ``command``, the function that does it.
+
+    Exit status: 0 success, 1 the work failed, 2 bad usage or bad input.
+    """
+
+    @errors_to_status
+    def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+        args = parser(prog).parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = args.command
+        return command(args)
 
     return main

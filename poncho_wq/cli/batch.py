@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
 
-from poncho_wq.cli import errors_to_status
+from poncho_wq.cli import main_of
 
 # Each module has ``add(subparsers, common)``.
 _COMMANDS = ("batch_template", "batch_run", "batch_status", "batch_change", "batch_pull")
@@ -27,12 +26,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     return ap
 
 
-@errors_to_status
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0 success, 1 a job did not complete or the work failed, 2 bad usage or bad input."""
-    args = parser(prog).parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
-    return command(args)
+main = main_of(parser)
 
 
 if __name__ == "__main__":

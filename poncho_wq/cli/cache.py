@@ -7,10 +7,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from poncho_wq.cli import FAILED, SUCCESS, errors_to_status
+from poncho_wq.cli import FAILED, SUCCESS, main_of
 from poncho_wq.errors import SpecError
 
 if TYPE_CHECKING:
@@ -270,12 +270,7 @@ def _ago(when: float) -> str:
     return f"{seconds:.0f} s"
 
 
-@errors_to_status
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0 success, 1 something is damaged or in use, 2 bad usage or bad input."""
-    args = parser(prog).parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
-    return command(args)
+main = main_of(parser)
 
 
 if __name__ == "__main__":

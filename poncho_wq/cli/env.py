@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from poncho_wq.cli import env_diff, env_export, env_import, env_show, errors_to_status
+from poncho_wq.cli import env_diff, env_export, env_import, env_show, main_of
 from poncho_wq.cli.display import progress
 from poncho_wq.spec import PLATFORMS
 
@@ -54,12 +53,7 @@ def _lock(args: argparse.Namespace) -> int:
     return 0
 
 
-@errors_to_status
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0 success, 1 the work failed, 2 bad usage or bad input."""
-    args = parser(prog).parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
-    return command(args)
+main = main_of(parser)
 
 
 if __name__ == "__main__":
