@@ -11,6 +11,8 @@ from pathlib import Path
 
 from benchmarks.harness import Row, paired, seconds
 from benchmarks.peers import numpy_environment, program
+from poncho_wq import Environment, environment
+from poncho_wq.packing.compression import Compression
 from poncho_wq.wrapper import wrapper_path
 
 WARM_RUNS = 50
@@ -79,6 +81,12 @@ def rows() -> Iterator[Row]:
             target="<= 0.7",
         )  # fmt: skip
 
+        for name, words in _other_forms(env, ours_dir):
+            yield paired(
+                f"wrapper, cold, {name}", lambda words=words: cold(words, ours_dir),  # type: ignore[misc]
+                lambda: cold(ours, ours_dir), pairs=5, unit="s", peer_name="gzip", target="< 1",
+            )  # fmt: skip
+
         node = [
             "/bin/sh", str(wrapper_path()), "-e", str(env.tarball), "--id", str(env.identity), "--node-cache",
             "/bin/true",
@@ -88,6 +96,14 @@ def rows() -> Iterator[Row]:
             "wrapper, warm, in the node's cache", lambda: over_bare(node), lambda: over_bare(with_id),
             pairs=5, unit="ms", peer_name="in a directory", target="<= 1.3",
         )  # fmt: skip
+
+
+def _other_forms(env: Environment, directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """The command for the same environment as zstd frames, where this machine has zstd, and as a bare tar."""
+    names: tuple[Compression, ...] = ("zstd", "none") if shutil.which("zstd", path="/usr/bin:/bin") else ("none",)
+    for name in names:
+        form = environment(env, compression=name)
+        yield name, ["/bin/sh", str(wrapper_path()), "-e", str(form), "--unpack-to", str(directory), "/bin/true"]
 
 
 def _at_once(argv: list[str], directory: Path, cwd: Path, count: int) -> float:
