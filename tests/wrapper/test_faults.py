@@ -552,6 +552,56 @@ def test_two_environments_want_one_directory(faulty: World, samples: Samples, ro
     assert wrong == 0
 
 
+@pytest.mark.parametrize("then", ["it is emptied", "it is gone", "it is being filled again", "nothing"])
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_the_dead_left_is_emptied_while_somebody_looks(
+    faulty: World, samples: Samples, unpacked: Tree, room: Path, then: str, locked: bool
+) -> None:
+    """Seen populated before it is emptied, unmarked after: half-made, and not somebody else's."""
+    text = faulty.wrapper.read_text()
+    test = '! _poncho_marked "$_poncho_dir" || return 1'
+    assert text.count(test) == 1
+    (room / "poncho_package_run").write_text(text.replace(test, f"command . ./hook\n{test}"))
+    actions = {
+        "it is emptied": "rm -rf env/lib env/.poncho-unpacking",
+        "it is gone": "rm -rf env",
+        "it is being filled again": "rm -rf env/lib env/.poncho-unpacking; : >env/another",
+        "nothing": "",
+    }
+    (room / "hook").write_text(f"[ ! -e env/lib ] || {{ {actions[then] or ':'}; }}\n")
+    (room / "env/lib").mkdir(parents=True)
+    (room / "env/.poncho-unpacking").write_text(dead_owner())
+    if locked:
+        (room / ".poncho-lock.env").write_text("")
+    world = dataclasses.replace(faulty, wrapper=room / "poncho_package_run")
+    done = world.run("-e", samples.ours.path, "-d", "env", "sh", "-c", "which-one; echo $PONCHO_PREFIX", cwd=room)
+    assert (done.returncode, done.stderr) == (0, "") or then == "it is being filled again"
+    if then == "it is being filled again":
+        # by somebody else, who has put a file of his own there: his it is, and was not touched
+        assert [path.name for path in (room / "env").iterdir() if "lock" not in path.name] == ["another"]
+        return
+    assert done.stdout == f"one\n{room}/env\n"
+    assert tree(room / "env") == unpacked
+
+
+def test_somebody_elses_directory_beside_a_lock_is_decided_under_it(
+    faulty: World, samples: Samples, room: Path
+) -> None:
+    """As where an environment of ours was, and somebody has put something else there since."""
+    assert faulty.run("-e", samples.ours.path, "-d", room / "env").returncode == 0
+    shutil.rmtree(room / "env")
+    (room / "env/bin").mkdir(parents=True)
+    (room / "env/bin/which-one").write_text("#!/bin/sh\necho theirs\n")
+    (room / "env/bin/which-one").chmod(0o755)
+    before = sorted((room / "env").rglob("*"))
+    lines = room / "stats"
+    for _ in range(2):
+        done = faulty.run("-e", samples.ours.path, "-d", room / "env", "which-one", env={"PONCHO_STATS": str(lines)})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "theirs\n", "")
+    assert sorted((room / "env").rglob("*")) == before
+    assert len(stats(lines)) == 2
+
+
 def test_a_stopped_holder_is_waited_for_so_long_and_no_longer(
     faulty: World, large: tarballs.Tarball, room: Path
 ) -> None:
