@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 import platform
 import sys
@@ -39,6 +40,7 @@ def main() -> int:
     ap.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(modules())} (default: all)")
     names = ap.parse_args().names or modules()
     print(f"{platform.python_version()} on {platform.machine()}; ratio = ours / peer, measured in turn in this run")
+    load = os.getloadavg()
     rows: list[Row] = []
     failed = 0
     for name in names:
@@ -52,7 +54,14 @@ def main() -> int:
             print(f"{name}: not measured: {reason}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
-    file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    record = {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load": {"before": load, "after": os.getloadavg()},
+        "rows": [asdict(row) for row in rows],
+    }
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {file}")
     return 1 if failed else 0
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+K = TypeVar("K")
 
 
 class Unavailable(Exception):
@@ -50,20 +53,38 @@ def paired(
     note: str = "",
 ) -> Row:
     """Measure ours and the peer in turn ``pairs`` times, after one uncounted round of both."""
-    ours()
-    peer()
-    measured = [(ours(), peer()) for _ in range(pairs)]
+    measured = in_turn({True: ours, False: peer}, rounds=pairs)
+    return ratio_row(name, measured[True], measured[False], unit=unit, peer_name=peer_name, target=target, note=note)
+
+
+def in_turn(arms: dict[K, Callable[[], float]], *, rounds: int) -> dict[K, list[float]]:
+    """Measure each of ``arms`` once a round, after one uncounted round: what the rest of the machine does meanwhile
+    is much the same for all of a round."""
+    for arm in arms.values():
+        arm()
+    measured: dict[K, list[float]] = {key: [] for key in arms}
+    for _ in range(rounds):
+        for key, arm in arms.items():
+            measured[key].append(arm())
+    return measured
+
+
+def ratio_row(
+    name: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    *,
+    unit: str,
+    peer_name: str,
+    target: str = "",
+    note: str = "",
+) -> Row:
+    """A row of two that were measured ``in_turn``."""
     return Row(
-        name=name,
-        ours=statistics.median(a for a, _ in measured),
-        peer=statistics.median(b for _, b in measured),
-        unit=unit,
-        ratio=statistics.median(a / b for a, b in measured),
-        pairs=pairs,
-        peer_name=peer_name,
-        target=target,
-        note=note,
-    )
+        name=name, ours=statistics.median(ours), peer=statistics.median(peer), unit=unit,
+        ratio=statistics.median(a / b for a, b in zip(ours, peer, strict=True)), pairs=len(ours), peer_name=peer_name,
+        target=target, note=note,
+    )  # fmt: skip
 
 
 def alone(name: str, ours: Callable[[], float], *, runs: int, unit: str, target: str = "", note: str = "") -> Row:
