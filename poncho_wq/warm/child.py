@@ -27,17 +27,51 @@ class _Odd(Exception):
     """Something about the task that the server cannot do as a fresh interpreter would."""
 
 
+class _Start:
+    """What is the same for all children of a server, and so found out once.
+
+    ``environ`` and ``limits`` are those that the server was started with, ``activated`` the names of what the
+    environment's activation sets.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        import resource
+
+        # A child that imports a module pays as much as for all else that it does.
+        self.resource = resource
+        self.environ = _environ_of("/proc/self")
+        self.limits = _content("/proc/self/limits")
+        self.prefix = os.fsencode(prefix)
+        body = _content(prefix + "/poncho/ready").partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
+        self.activated: list[bytes] = []
+        if body.strip() != b":":
+            import re
+
+            self.activated = sorted(set(re.findall(rb"(?m)^(?:export )?([A-Za-z_][A-Za-z0-9_]*)=", body)))
+
+
+def _content(path: str) -> bytes:
+    """A small file, without the ceremony of Python's own."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.read(fd, 1 << 16)
+        while more := os.read(fd, 1 << 16):
+            found += more
+        return found
+    finally:
+        os.close(fd)
+
+
 def _environ_of(proc: str) -> dict[bytes, bytes]:
     """The variables that a process was started with."""
-    with open(proc + "/environ", "rb") as file:
-        return dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+    return dict(item.split(b"=", 1) for item in _content(proc + "/environ").split(b"\0") if b"=" in item)
 
 
 def _kept_environ(environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {name: value for name, value in environ.items() if name.startswith(_SENSITIVE)}
 
 
-def _take_place(task: _Task, getfd: Any, initial: dict[bytes, bytes]) -> None:
+def _take_place(task: _Task, getfd: Any, start: _Start) -> None:
     """Be in the client's group, directory and environment, with its streams, umask, limits and priority.
 
     Raises ``_Odd`` or ``OSError`` when that cannot be had exactly.
@@ -45,28 +79,28 @@ def _take_place(task: _Task, getfd: Any, initial: dict[bytes, bytes]) -> None:
     client, proc = task.client, f"/proc/{task.client}"
     if os.stat(proc).st_uid != os.getuid():
         raise _Odd("not a process of ours")
-    _take_environ(proc, initial)
+    _take_environ(proc, start)
     # Work Queue makes its task the leader of a group from outside, which fails when the task's shell is quicker.
     os.setpgid(0, client if os.getpgid(client) == client else 0)
     os.chdir(proc + "/cwd")
-    _take_limits(client, proc)
+    _take_limits(client, proc, start)
     _take_streams(task, proc, getfd)
     # Whoever had that pid may have died, and another have got it, while we looked: then none of this was the client's.
     if select.select([task.clientfd], [], [], 0)[0]:
         raise _Odd("the client has gone")
 
 
-def _take_environ(proc: str, initial: dict[bytes, bytes]) -> None:
-    theirs = _environ_of(proc)
+def _take_environ(proc: str, start: _Start) -> None:
+    theirs, initial, prefix = _environ_of(proc), start.environ, start.prefix
     # As the wrapper does it; see `_poncho_exec` there.
     for name in (b"PYTHONPATH", b"PYTHONHOME"):
         theirs.pop(name, None)
-    prefix = os.environb[b"PONCHO_PREFIX"]
     theirs[b"PONCHO_PREFIX"] = theirs[b"CONDA_PREFIX"] = prefix
     path = theirs.get(b"PATH")
     if b":" not in prefix:
         theirs[b"PATH"] = prefix + b"/bin" + (b":" + path if path else b"")
-    theirs.update(_activation(prefix, theirs))
+    if start.activated:
+        theirs.update(_activation(start.activated, theirs))
     odd = _kept_environ(theirs).items() ^ _kept_environ(initial).items()
     if odd:
         names = ", ".join(sorted({name.decode(errors="replace") for name, _ in odd}))
@@ -83,19 +117,11 @@ def _take_environ(proc: str, initial: dict[bytes, bytes]) -> None:
             ours[name] = value
 
 
-def _activation(prefix: bytes, environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def _activation(names: list[bytes], environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """What the environment's activation sets for a task with these variables, as the wrapper recorded it.
 
     Most environments have none.  For the others a shell says it, which costs less than a fresh interpreter.
     """
-    with open(prefix + b"/poncho/ready", "rb") as file:
-        text = file.read()
-    body = text.partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
-    if body.strip() == b":":
-        return {}
-    import re
-
-    names = sorted(set(re.findall(rb"(?m)^(?:export )?([A-Za-z_][A-Za-z0-9_]*)=", body)))
     values = b" ".join(b'"${' + name + b'-}"' for name in names)
     script = b'. "$PONCHO_PREFIX/poncho/ready" && _poncho_activate && printf "%s\\0" ' + values
     reading, writing = os.pipe()
@@ -108,17 +134,16 @@ def _activation(prefix: bytes, environ: dict[bytes, bytes]) -> dict[bytes, bytes
     return dict(zip(names, found))  # noqa: B905 # strict= is Python 3.10's
 
 
-def _take_limits(client: int, proc: str) -> None:
-    import resource
-
-    with open(proc + "/status", "rb") as file:
-        umask = next(int(line.split()[1], 8) for line in file if line.startswith(b"Umask:"))
-    os.umask(umask)
+def _take_limits(client: int, proc: str, start: _Start) -> None:
+    os.umask(int(_content(proc + "/status").partition(b"\nUmask:")[2].split(None, 1)[0], 8))
     nice = os.getpriority(os.PRIO_PROCESS, client)
     if nice != os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     if os.sched_getaffinity(client) != os.sched_getaffinity(0):
         os.sched_setaffinity(0, os.sched_getaffinity(client))
+    if _content(proc + "/limits") == start.limits:
+        return
+    resource = start.resource
     for kind in {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}:
         limit = resource.prlimit(client, kind)
         if limit != resource.getrlimit(kind):

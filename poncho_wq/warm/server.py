@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poncho_wq.runner import _end, _open_descriptors, main
-    from poncho_wq.warm.child import _TEMPORARY, _environ_of, _refresh, _system_call, _take_place
+    from poncho_wq.warm.child import _TEMPORARY, _content, _refresh, _Start, _system_call, _take_place
     from poncho_wq.warm.fitness import UNFIT, _can_fork, _is_fit, _shared_state
     from poncho_wq.warm.starting import ANY, unfit
 
@@ -63,7 +63,11 @@ class _Server:
         self.home, self.workspace = home, workspace
         self.place = f"{home}/{os.getpid()}"
         self.prefix = os.environ["PONCHO_PREFIX"]
-        self.environ = _environ_of("/proc/self")
+        # A child imports nothing for itself: that would cost it as much as all the rest.
+        import gc
+
+        self.gc = gc
+        self.start = _Start(self.prefix)
         self.lock = 3  # held for as long as this process lives
         self.parent = os.pidfd_open(parent)
         self.requests = -1
@@ -118,11 +122,9 @@ class _Server:
 
     def settle(self) -> bool:
         """Be ready to be forked often: what there is now is not to be looked at, and so copied, by every child."""
-        import gc
-
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        self.gc.collect()
+        self.gc.freeze()
+        self.gc.disable()
         if _is_fit(self.own) and _can_fork():
             return True
         self.condemn([ANY])
@@ -352,8 +354,7 @@ class _Server:
             pass
 
     def claimed_by(self, slot: int) -> int:
-        with open(f"{self.place}/claim.{slot}", encoding="utf-8") as file:
-            return int(file.read())
+        return int(_content(f"{self.place}/claim.{slot}"))
 
     def free(self, slot: int) -> None:
         """Let the next client have a slot, with nothing in its FIFO."""
@@ -407,15 +408,14 @@ class _Server:
         """Become what the client's Python would be; never returns."""
         status = 1
         try:
-            reply = self.replies[task.slot]
-            fds = [self.lock, self.parent, self.requests, *(fd for fd in self.replies if fd != reply)]
-            for fd in [*fds, *(fd for fd in self.tasks if fd != task.clientfd)]:
-                os.close(fd)
-            _take_place(task, self.getfd, self.environ)
+            highest = max(self.requests, task.clientfd, *self.replies, *self.tasks)
+            # Below are the lock and the worker.
+            reply = os.dup2(self.replies[task.slot], 3, inheritable=False)
+            task.clientfd = os.dup2(task.clientfd, 4, inheritable=False)
+            os.closerange(5, highest + 1)
+            _take_place(task, self.getfd, self.start)
             os.close(task.clientfd)
-            import gc
-
-            gc.enable()
+            self.gc.enable()
             _refresh()
             self.started[task.slot] = 1
             os.write(reply, f"{task.client} started {os.getpid()}\n".encode())
