@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from poncho_wq.errors import PonchoError
     from poncho_wq.prepare import Environment, environment
     from poncho_wq.recording import record
+    from poncho_wq.showing import show_progress
     from poncho_wq.spec import EnvSpec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "analyze",
     "environment",
     "record",
+    "show_progress",
 ]
 
 _LAZY = {
@@ -43,6 +45,7 @@ _LAZY = {
     "WorkQueue": "poncho_wq.engines.work_queue",
     "environment": "poncho_wq.prepare",
     "record": "poncho_wq.recording",
+    "show_progress": "poncho_wq.showing",
 }
 
 

@@ -8,7 +8,7 @@
                                                         of another form it is poncho-env-ID.tar.zst or poncho-env-ID.tar
         environments/HASH/used                          its time is when the entry was last served
         layers/, recipes/                               see layers.py
-        locks/HASH.lock                                 held while HASH is built
+        locks/HASH.lock                                 held while HASH is built; who does it is in HASH.lock.who
         in-use                                          whose bytes are locked by who uses what; see inuse.py
         failures/HASH.json                              why HASH could not be built just now; see failures.py
         tmp/                                            working directories of the living; see scratch.py
@@ -57,6 +57,7 @@ from typing import TYPE_CHECKING, Any
 from poncho_wq.caching import inuse
 from poncho_wq.caching.failures import Failures
 from poncho_wq.errors import CacheError
+from poncho_wq.holders import holder, signed
 from poncho_wq.packing.compression import Compression, form_of
 from poncho_wq.packing.layers import LayerStore, sync_directory
 from poncho_wq.scratch import disk_error, held, sweep, work_directory
@@ -121,6 +122,13 @@ class Cache:
             _touch(directory)
         return entry
 
+    def builder_of(self, spec_hash: str) -> str:
+        """Who is building a hash just now, in words for those who wait."""
+        return holder(self._lock(spec_hash))
+
+    def _lock(self, spec_hash: str) -> Path:
+        return self.home / "locks" / f"{spec_hash}.lock"
+
     def build_once(
         self,
         spec_hash: str,
@@ -157,7 +165,8 @@ class Cache:
                 raise failed.error()
         self._prepare()
         with (
-            held(self.home / "locks" / f"{spec_hash}.lock", timeout=timeout, on_wait=on_wait),
+            held(self._lock(spec_hash), timeout=timeout, on_wait=on_wait),
+            signed(self._lock(spec_hash)),
             inuse.building(self.home, spec_hash),
         ):
             now = self._served(directory, spec_hash)

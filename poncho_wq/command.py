@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,40 +30,68 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     what: str | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run ``argv`` to its end and return what it printed.
 
     ``env`` replaces the whole environment when given; ``stdin`` is the program's input (none: empty); ``what`` names
-    the work in an error ("install the packages").
+    the work in an error ("install the packages").  ``on_line`` is called with each line of its stderr as it comes.
 
     Raises ``BuildError`` with ``.command`` and ``.log`` (stderr, then stdout) when the program cannot be started or
     exits with another status than 0.  A Ctrl-C ends the program as well.
     """
     command = tuple(os.fspath(word) for word in argv)
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
             cwd=cwd,
             env=None if env is None else dict(env),
-            input=(stdin or "").encode(),
-            capture_output=True,
-            check=False,
-        )
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                out, err = _communicate(process, (stdin or "").encode(), on_line)
+            except BaseException:  # a Ctrl-C, or whoever looks at the lines
+                process.kill()
+                raise
     except OSError as error:
         raise BuildError(
             f"could not {what or 'run a program'}: {command[0]}: {error.strerror or error}",
             command=command,
             log=str(error),
         ) from error
-    stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    if done.returncode != 0:
+    stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
+    if process.returncode != 0:
         log = "\n".join(part for part in (stderr.strip(), stdout.strip()) if part)
         raise BuildError(
-            f"could not {what or 'run a program'}: {Path(command[0]).name} {_ending(done.returncode)}",
+            f"could not {what or 'run a program'}: {Path(command[0]).name} {_ending(process.returncode)}",
             command=command,
             log=log,
         )
     return Completed(stdout=stdout, stderr=stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, on_line: Callable[[str], None] | None
+) -> tuple[bytes, bytes]:
+    """Everything that it prints."""
+    if on_line is None:
+        return process.communicate(stdin)
+    # Three pipes: whichever is not served may stop the program.
+    assert process.stderr is not None
+    stderr, process.stderr = process.stderr, None
+    with ThreadPoolExecutor(1) as pool, stderr:
+        rest = pool.submit(process.communicate, stdin)
+        lines = []
+        try:
+            for line in stderr:
+                lines.append(line)
+                on_line(line.decode(errors="replace").rstrip("\n"))
+        except BaseException:
+            process.kill()  # so that the other thread comes to its end
+            raise
+        return rest.result()[0], b"".join(lines)
 
 
 def _ending(status: int) -> str:

@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def environment(
     """
     say = on_progress or current()
     if not isinstance(E, Environment) and (tarball := _as_tarball(E)) is not None:
-        E = _adopt(tarball)
+        E = _adopt(tarball, say)
     if isinstance(E, Environment):
         return E if compression is None else _in_form(E, _form(compression), cache_dir, say)
 
@@ -135,7 +134,7 @@ def environment(
         most = cache_admin.limit()
         entry = cache.build_once(
             form_key, make, refresh=refresh, retry=retry, circumstances=_circumstances(offline),
-            on_wait=lambda: say(Progress(stage="wait")),
+            on_wait=lambda: say(Progress(stage="wait", detail=cache.builder_of(form_key))),
         )  # fmt: skip
         cache_admin.tidy(cache, most)
     say(Progress(stage="ready", detail=entry.tarball.name))
@@ -318,12 +317,12 @@ def _as_tarball(E: EnvironmentLike) -> Path | None:
     return None
 
 
-def _adopt(tarball: Path) -> Environment:
+def _adopt(tarball: Path, say: OnProgress) -> Environment:
     """A tarball that was handed in: ours says what it is, another tool's is known by its bytes."""
     try:
         manifest = read_manifest(tarball)
         facts = tarball.stat()
-        identity = manifest.identity if manifest else _digest(tarball, facts.st_size, facts.st_mtime_ns)
+        identity = manifest.identity if manifest else _digest(tarball, facts.st_size, facts.st_mtime_ns, say)
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror or error}", source=str(tarball)) from error
     return Environment(
@@ -338,11 +337,19 @@ def _adopt(tarball: Path) -> Environment:
     )
 
 
-@lru_cache(maxsize=64)
-def _digest(tarball: Path, size: int, mtime: int) -> str:
+_digests: dict[tuple[Path, int, int], str] = {}
+
+
+def _digest(tarball: Path, size: int, mtime: int, say: OnProgress) -> str:
     """sha256 of a file, read again only when its size or time has changed."""
-    with tarball.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    found = _digests.get((tarball, size, mtime))
+    if found is None:
+        done = 0
+        with tarball.open("rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(16 << 20):
+                digest.update(piece)
+                done += len(piece)
+                say(Progress(stage="hash", detail=tarball.name, done=done, total=size, unit="bytes"))
+        found = _digests[tarball, size, mtime] = digest.hexdigest()
+    return found

@@ -19,9 +19,9 @@ Unit = Literal["bytes", "files", "packages", "layers"]
 class Progress:
     """One step of something long.
 
-    ``stage`` is one word of the field (``analyze``, ``resolve``, ``install``, ``pack``, ``wait``, ``ready``, and
-    ``note`` for something to know) and
-    ``detail`` what it is about.  ``done`` of ``total`` count ``unit``; all three are None where nothing can be counted.
+    ``stage`` is one word of the field (``analyze``, ``resolve``, ``download``, ``install``, ``pack``, ``hash``,
+    ``wait``, ``send``, ``ready``, and ``note`` for something to know), ``detail`` what it is about.  ``done`` of
+    ``total`` count ``unit``; all three are None where nothing can be counted.
     """
 
     stage: str
@@ -38,12 +38,21 @@ def silent(progress: Progress) -> None:
     """The callback of those who do not want to know."""
 
 
-_current: ContextVar[OnProgress] = ContextVar("poncho_wq_progress", default=silent)
+_current: ContextVar[OnProgress | None] = ContextVar("poncho_wq_progress", default=None)
+# For the whole process, with the threads of executors.
+_everywhere: OnProgress = silent
 
 
 def current() -> OnProgress:
-    """The callback in force where none was given: ``silent``, or what ``shown_by`` says."""
-    return _current.get()
+    """The callback in force where none was given: what ``shown_by`` or ``everywhere`` say, else ``silent``."""
+    return _current.get() or _everywhere
+
+
+def everywhere(callback: OnProgress) -> OnProgress:
+    """Have all threads of this process report to ``callback`` where no other is in force; returns the one before."""
+    global _everywhere
+    before, _everywhere = _everywhere, callback
+    return before
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class CondaBuilder:
             on_progress(Progress(stage="note", detail=note))
         of_pip: Sequence[FileGroup] = ()
         if lock.packages:
-            of_pip = conda_pip.install(self._uv(), spec, lock, prefix, owned=owned, on_progress=on_progress)
+            of_pip = conda_pip.install(self._uv(on_progress), spec, lock, prefix, owned=owned, on_progress=on_progress)
         highest = highest_glibc(prefix)
         check_glibc(spec.glibc, highest, what="a package")
         return Prefix(
@@ -126,12 +126,12 @@ class CondaBuilder:
         on_progress(Progress(stage="resolve", detail=f"{len(spec.pip)} requirements beside the conda packages"))
         with self._work_directory() as work:
             self.link(packages, work / "prefix", on_progress)
-            return conda_pip.lock(self._uv(), spec, work / "prefix", work=work, platform=self._platform)
+            return conda_pip.lock(self._uv(on_progress), spec, work / "prefix", work=work, platform=self._platform)
 
-    def _uv(self) -> conda_pip.PrefixUv:
+    def _uv(self, on_progress: OnProgress) -> conda_pip.PrefixUv:
         given = os.environ if self._environment is None else self._environment
         environment = {**given, "UV_OFFLINE": "1"} if self._offline else given
-        return conda_pip.PrefixUv(cache=self._root / "uv", environment=environment)
+        return conda_pip.PrefixUv(cache=self._root / "uv", environment=environment, on_progress=on_progress)
 
     @contextmanager
     def _work_directory(self) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from poncho_wq.build import git
 from poncho_wq.build.download import Downloaded, NotModified, Patience, download
 from poncho_wq.errors import FetchError
+from poncho_wq.holders import holder, signed
 from poncho_wq.locked_data import public_url
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.scratch import disk_error, held, sweep, work_directory
@@ -165,9 +166,10 @@ class DataStore:
     @contextlib.contextmanager
     def _locked(self, name: str, what: str, on_progress: OnProgress) -> Iterator[None]:
         def waiting() -> None:
-            on_progress(Progress(stage="wait", detail=f"{what}: somebody else is fetching it"))
+            on_progress(Progress(stage="wait", detail=f"{what}: it is being fetched by {holder(lock)}"))
 
-        with held(self._directory("locks") / f"{name}.lock", on_wait=waiting):
+        lock = self._directory("locks") / f"{name}.lock"
+        with held(lock, on_wait=waiting), signed(lock):
             yield
 
     def _directory(self, name: str) -> Path:

@@ -21,7 +21,7 @@ from poncho_wq.build.uv import Uv
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
 from poncho_wq.platforms import host_platform
-from poncho_wq.progress import OnProgress, Progress
+from poncho_wq.progress import OnProgress, Progress, silent
 from poncho_wq.spec import EnvSpec
 
 
@@ -55,16 +55,16 @@ class HostBuilder:
         if spec.pip:
             on_progress(Progress(stage="resolve", detail=_count(len(spec.pip), "requirement")))
             try:
-                packages = self._solve(spec)
+                packages = self._solve(spec, on_progress)
             except OSError as error:  # a full disk, as a rule
                 raise BuildError(f"could not resolve the packages: {error}") from error
         return Lock(
             python=self._python.version, interpreter=self._python.identity, platform=host_platform(), packages=packages
         )
 
-    def _solve(self, spec: EnvSpec) -> tuple[LockedPackage, ...]:
+    def _solve(self, spec: EnvSpec, on_progress: OnProgress) -> tuple[LockedPackage, ...]:
         with _work_directory() as work:
-            solved = self._uv().compile(
+            solved = self._uv(on_progress).compile(
                 spec.pip,
                 preferred=installed_versions(),
                 python=self._python.executable,
@@ -110,7 +110,7 @@ class HostBuilder:
             return
         on_progress(Progress(stage="install", detail=_count(total, "package"), done=0, total=total, unit="packages"))
         with _work_directory() as work:
-            self._uv().install(
+            self._uv(on_progress).install(
                 [requirement_line(package, spec) for package in lock.packages],
                 prefix=prefix,
                 python=self._python.executable,
@@ -123,14 +123,15 @@ class HostBuilder:
             Progress(stage="install", detail=_count(total, "package"), done=total, total=total, unit="packages")
         )
 
-    def _uv(self) -> Uv:
+    def _uv(self, on_progress: OnProgress = silent) -> Uv:
         root = self._cache_root
         if root is None:
             from poncho_wq.cache import default_root
 
             root = default_root()
         given = os.environ if self._environment is None else self._environment
-        return Uv(cache=root / "uv", environment={**given, "UV_OFFLINE": "1"} if self._offline else given)
+        environment = {**given, "UV_OFFLINE": "1"} if self._offline else given
+        return Uv(cache=root / "uv", environment=environment, on_progress=on_progress)
 
     def _check_python(self, spec: EnvSpec) -> None:
         have = self._python.version

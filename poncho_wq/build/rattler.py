@@ -338,11 +338,39 @@ def _or_nothing(ask: Callable[[], dict[str, dict[str, set[str]]]]) -> dict[str, 
 
 
 class _Reporter(rattler.InstallerReporter):
-    """py-rattler's progress as ours.  It is called from other threads; it counts finished packages only."""
+    """py-rattler's progress as ours: bytes while it downloads, finished packages.  It is called from other threads."""
 
     def __init__(self, on_progress: OnProgress, total: int) -> None:
         self._say, self._total, self._done = on_progress, total, 0
         self._names: dict[int, str] = {}
+        # Of each download: its package, what has come, and what will.
+        self._fetched: dict[int, tuple[str, int, int]] = {}
+        self._told = 0.0
+
+    def on_populate_cache_start(self, operation: int, package_name: str) -> int:
+        self._names[operation] = package_name
+        return operation
+
+    def on_download_start(self, cache_entry: int) -> int:
+        return cache_entry
+
+    def on_download_progress(self, download_idx: int, progress: int, total: int | None) -> None:
+        self._fetched[download_idx] = (self._names.get(download_idx, ""), progress, total or progress)
+        # It is called for every piece of a few kilobytes.
+        if time.monotonic() - self._told > 0.1:
+            self._tell()
+
+    def on_download_completed(self, download_idx: int) -> None:
+        name, _, total = self._fetched.get(download_idx, ("", 0, 0))
+        self._fetched[download_idx] = (name, total, total)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        found = list(self._fetched.values())
+        waiting = sorted(name for name, done, total in found if done < total)
+        done, total = sum(each[1] for each in found), sum(each[2] for each in found)
+        self._say(Progress(stage="download", detail=", ".join(waiting), done=done, total=total, unit="bytes"))
 
     def on_link_start(self, operation: int, package_name: str) -> int:
         self._names[operation] = package_name

@@ -13,12 +13,13 @@ from typing import Any
 from poncho_wq.build import index
 from poncho_wq.command import run
 from poncho_wq.errors import BuildError, FetchError, PonchoError, SolveError, redact
+from poncho_wq.progress import OnProgress, Progress, silent
 
 # What would send packages elsewhere, or switch off what we rely on; and whose Python it is has been decided.
 _NOT_FOR_UV = frozenset(
     {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME", "PYTHONPATH", "UV_PYTHON", "UV_SYSTEM_PYTHON", "UV_PROJECT"}
     | {"UV_WORKING_DIR", "UV_PROJECT_ENVIRONMENT", "UV_NO_VERIFY_HASHES", "UV_COMPILE_BYTECODE", "UV_LINK_MODE"}
-    | {"UV_NO_INSTALLER_METADATA"}
+    | {"UV_NO_INSTALLER_METADATA", "UV_NO_PROGRESS"}
 )
 # Variables that may hold paths, several with this between them (`uv help`, "Environment variables").
 _PATHS = {
@@ -39,11 +40,15 @@ class Uv:
     """uv with one cache and one configuration: the user's, pip's where they have none for uv.
 
     ``cache`` is its directory.  ``environment`` is that of the process (default: this one).
+    ``on_progress`` is told of downloads.
     """
 
-    def __init__(self, *, cache: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, cache: Path, environment: Mapping[str, str] | None = None, on_progress: OnProgress = silent
+    ) -> None:
         given = dict(os.environ if environment is None else environment)
         self.cache = Path(os.path.abspath(given.get("UV_CACHE_DIR") or cache))
+        self._on_progress = on_progress
         self._arguments = index.uv_arguments(given)
         given.update(index.uv_variables(given))
         self._environment = {name: value for name, value in given.items() if name not in _NOT_FOR_UV}
@@ -51,7 +56,6 @@ class Uv:
         self._environment |= {
             "UV_CACHE_DIR": str(self.cache),
             "UV_PYTHON_DOWNLOADS": "never",
-            "UV_NO_PROGRESS": "1",
             "NO_COLOR": "1",
         }
 
@@ -135,7 +139,10 @@ class Uv:
     def _run(self, argv: list[str], *, cwd: Path, what: str) -> str:
         """uv's messages.  Raises as ``explain`` says."""
         try:
-            done = run([find_uv(), *argv, *self._arguments], cwd=cwd, env=self._environment, what=what)
+            done = run(
+                [find_uv(), *argv, *self._arguments], cwd=cwd, env=self._environment, what=what,
+                on_line=Downloads(self._on_progress).line,
+            )  # fmt: skip
         except BuildError as error:
             raise explain(error, self._indexes()) from error
         return done.stderr
@@ -153,6 +160,41 @@ class Uv:
         found += [] if "--no-index" in self._arguments else ([default] if default else ["the default index"])
         found += [each for each in given.get("UV_FIND_LINKS", "").split(",") if each]
         return [redact(each) for each in found]
+
+
+class Downloads:
+    """uv's lines about what it downloads as our progress.
+
+    Away from a terminal uv tells of what is larger than 1 MiB, when it begins and when it ends:
+    ``Downloading numpy (16.0MiB)``, then `` Downloaded numpy``.
+    """
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._say = on_progress
+        self._sizes: dict[str, int] = {}
+        self._done: set[str] = set()
+
+    def line(self, text: str) -> None:
+        """One of uv's lines."""
+        begun, ended = _DOWNLOADING.match(text), _DOWNLOADED.match(text)
+        if begun:
+            self._sizes[begun["name"]] = round(float(begun["size"]) * _UNITS[begun["unit"]])
+        elif ended and ended["name"] in self._sizes:
+            self._done.add(ended["name"])
+        else:
+            return
+        waiting = [name for name in self._sizes if name not in self._done]
+        self._say(
+            Progress(
+                stage="download", detail=", ".join(waiting), done=sum(self._sizes[name] for name in self._done),
+                total=sum(self._sizes.values()), unit="bytes",
+            )
+        )  # fmt: skip
+
+
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_DOWNLOADING = re.compile(r"\s*Downloading (?P<name>\S+) \((?P<size>[0-9.]+) ?(?P<unit>B|KiB|MiB|GiB)\)$")
+_DOWNLOADED = re.compile(r"\s*Downloaded (?P<name>\S+)$")
 
 
 def _absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:

@@ -97,6 +97,7 @@ class _Table:
         from rich.text import Text
 
         from poncho_wq.batch.model import State
+        from poncho_wq.drawing.page import amount
 
         if not self._record.environment:
             self._record = self._journal.batch(self._number)
@@ -114,7 +115,8 @@ class _Table:
         filled = width * over // total if total else width
         grid.add_row("jobs", Text("█" * filled + "░" * (width - filled) + f" {over}/{total}"), states)
         where = "this machine" if self._engine.kind == "local" else f"port {self._engine.queue.port}"
-        grid.add_row("workers", f"{here.workers}, {here.cores} cores", where)
+        sent = f", {amount(here.sent)} sent" if here.sent else ""
+        grid.add_row("workers", f"{here.workers}, {here.cores} cores{sent}", where)
         grid.add_row("environment", environment_words(self._record), "")
         grid.add_row("time", f"{time.monotonic() - self._start:.0f} s", self._record.title)
         self._live.update(grid)

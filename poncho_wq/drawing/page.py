@@ -107,7 +107,7 @@ def span(seconds: float) -> str:
 def amount(size: float) -> str:
     """Bytes, as ``312 kB``, ``61 MB``, ``1.2 GB``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
+        if size >= 0.9995 * factor:  # or it would be written as 1000 of the next smaller
             value = size / factor
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
     return f"{size:.0f} B"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from poncho_wq import local_code, payload, recording, staging
+from poncho_wq import local_code, payload, progress, recording, staging
 from poncho_wq.analyze import reach_of_call
 from poncho_wq.chunks import Each, Sizes
 from poncho_wq.engines.shadowing import refuse_shadowing
@@ -134,6 +134,7 @@ class Job:
         self.function = work
         if "warm" in ours:
             self.set_warm(ours["warm"])
+        progress.current()(progress.Progress(stage="analyze", detail=self.name))
         self._reach = reach = reach_of_call(work, args if calls is None else (calls,), kwargs)
         self._function_file = payload.pickle_function(work, reach.by_value, modules_of(reach))
         if calls is None:

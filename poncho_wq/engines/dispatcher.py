@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from typing import Any
 
+from poncho_wq import progress
 from poncho_wq.engines.backlog import Backlog, depth
 from poncho_wq.engines.opened import Engine
 from poncho_wq.errors import EngineError, PonchoError
@@ -108,6 +109,8 @@ class Dispatcher:
         self._broken: BaseException | None = None
         self._stopping = False
         self._deaths = 0
+        self._looked = 0.0
+        self._sent = 0
         self.kind = ""
         self.port: int | None = None
         opened: Future[None] = Future()
@@ -169,11 +172,27 @@ class Dispatcher:
             if engine.kind == "local" and backlog.submitted >= depth(engine.capacity().cores):
                 seconds = 1.0
             came = backlog.wait(seconds)
+            self._tell_sent(engine)
             if came is not None:
                 work, task = came
                 self._deaths = 0
                 work.settle(task)
                 self._settled(work)
+
+    def _tell_sent(self, engine: Engine) -> None:
+        """For who wants to see it: how much has gone to workers, twice a second at most, when it is more than before.
+
+        The engine sends while it waits, and says nothing meanwhile.
+        """
+        say, now = progress.current(), time.monotonic()
+        if say is progress.silent or now - self._looked < 0.5:
+            return
+        self._looked = now
+        here = engine.capacity()
+        if here.sent > self._sent:
+            self._sent = here.sent
+            workers = f"{here.workers} worker{'s' if here.workers != 1 else ''}"
+            say(progress.Progress(stage="send", detail=workers, done=here.sent, unit="bytes"))
 
     def _idle(self, engine: Engine) -> None:
         """Nothing to do: wait for a message, and now and then let the manager greet its workers."""

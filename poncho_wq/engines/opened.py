@@ -30,13 +30,17 @@ KINDS = ("work_queue", "taskvine", "local")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """What is connected now: workers, their cores, memory and disk (MB), GPUs.  Zero where the engine cannot tell."""
+    """What is connected now: workers, their cores, memory and disk (MB), GPUs; and the bytes sent to workers so far.
+
+    Zero where the engine cannot tell.
+    """
 
     workers: int
     cores: int
     memory: int = 0
     disk: int = 0
     gpus: int = 0
+    sent: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +245,7 @@ class _Managed:
         return Capacity(
             workers=stats.workers_connected, cores=max(0, stats.total_cores), memory=max(0, stats.total_memory),
             disk=max(0, stats.total_disk), gpus=max(0, stats.total_gpus),
+            sent=max(0, stats.bytes_sent),
         )  # fmt: skip
 
     def close(self) -> None:
