@@ -206,26 +206,33 @@ class Cache:
 
     def exists(self) -> bool:
         """Whether the cache exists.  Raises ``CacheError`` when others could have put into it what we would run."""
+        if os.path.isdir(self.root):
+            # Who may write to it may put another directory in the place of ours, and downloads and packages lie there.
+            self._is_mine(self.root.resolve())
+        return self._is_mine(self.home)
+
+    def _is_mine(self, directory: Path) -> bool:
+        """Whether it exists.  Raises ``CacheError`` when it is somebody else's."""
         try:
-            facts = self.home.lstat()
+            facts = directory.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise disk_error(error, self.home, "cannot be looked at") from error
+            raise disk_error(error, directory, "cannot be looked at") from error
         me = os.geteuid()
         # Root's own caches may be shared with everybody. Root may use anybody's: in a container, root meets mounted
         # homes of other users, and could be cheated by whoever started the container in simpler ways.
         if facts.st_uid not in (me, 0) and me != 0:
             raise CacheError(
-                f"{self.home}: belongs to user {facts.st_uid}, and you are {me}: what lies there would run as you",
+                f"{directory}: belongs to user {facts.st_uid}, and you are {me}: what lies there would run as you",
                 advice=_ELSEWHERE,
             )
         if not stat.S_ISDIR(facts.st_mode):
-            raise CacheError(f"{self.home}: is not a directory", advice=_ELSEWHERE)
+            raise CacheError(f"{directory}: is not a directory", advice=_ELSEWHERE)
         if facts.st_mode & stat.S_IWOTH:
             raise CacheError(
-                f"{self.home}: everybody can write to it, and what lies there would run as you",
-                advice=f"if you trust what is in it: chmod o-w {self.home}",
+                f"{directory}: everybody can write to it, and what lies there would run as you",
+                advice=f"if you trust what is in it: chmod o-w {directory}",
             )
         return True
 

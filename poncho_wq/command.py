@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from poncho_wq.errors import BuildError
 
@@ -92,6 +95,35 @@ def _communicate(
             process.kill()  # so that the other thread comes to its end
             raise
         return rest.result()[0], b"".join(lines)
+
+
+@contextmanager
+def piped(argv: Sequence[str | os.PathLike[str]], *, what: str) -> Iterator[IO[bytes]]:
+    """What ``argv`` writes, as a stream, for more than memory or disk should hold.  Whoever stops reading ends it.
+
+    Raises ``BuildError`` as ``run`` does, at the end of the block.
+    """
+    command = tuple(os.fspath(word) for word in argv)
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+        except OSError as error:
+            raise BuildError(f"could not {what}: {command[0]}: {error.strerror or error}", command=command) from error
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.stdout.close()
+            process.wait()
+        if process.returncode != 0:
+            said.seek(0)
+            raise BuildError(
+                f"could not {what}: {Path(command[0]).name} {_ending(process.returncode)}",
+                command=command, log=said.read().decode(errors="replace").strip(),
+            )  # fmt: skip
 
 
 def _ending(status: int) -> str:

@@ -154,6 +154,7 @@ def lock_environment(
     source = replace(read_source(E, options), prefix=None)  # a lock is for building it again, elsewhere
     spec = source.spec
     root = Path(cache_dir) if cache_dir is not None else default_root()
+    Cache(root).exists()  # refuses one that others can write to
     builder = builder_for(spec, cache_root=root, platform=platform, offline=offline, source=source)
     return LockFile(spec=spec, lock=builder.lock(spec, on_progress or current()))
 

@@ -23,6 +23,7 @@ from poncho_wq import scratch
 from poncho_wq.cache import Cache, Entry, default_root
 from poncho_wq.errors import BuildError, CacheError, LockTimeout
 from poncho_wq.pack import Packed
+from poncho_wq.prepare import environment, lock_environment
 from tests.processes import Child, Event, at_step, children, die, fail
 
 HASH = "ab" * 32
@@ -550,6 +551,14 @@ def test_a_cache_that_everybody_can_write_to_is_refused(tmp_path: Path) -> None:
         cache.lookup(HASH)
     with pytest.raises(CacheError, match="everybody can write to it"):
         cache.build_once(HASH, never)
+    (tmp_path / "v1").chmod(0o755)
+    tmp_path.chmod(0o777)  # then anybody could put another v1 there, and what lies beside it
+    with pytest.raises(CacheError, match="everybody can write to it"):
+        cache.lookup(HASH)
+    with pytest.raises(CacheError, match="everybody can write to it"):
+        environment({"pip": []}, cache_dir=tmp_path)
+    with pytest.raises(CacheError, match="everybody can write to it"):
+        lock_environment({"pip": []}, cache_dir=tmp_path)
 
 
 def as_user(uid: int, work: Callable[[], object]) -> int:

@@ -206,6 +206,46 @@ def test_a_name_that_would_fill_the_memory(tmp_path: Path) -> None:
         unpacked(gzip.compress(tar(member("x", bytes(5_000_000), type=tarfile.XHDTYPE))), tmp_path)
 
 
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, zstd])
+def test_an_archive_that_unpacks_to_far_more_than_it_is_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(archive, "_SMALL", 1_000_000)
+    bomb = compress(tar(member("fine", b"x"), member("bomb", bytes(5_000_000))))
+    assert len(bomb) * archive._RATIO < 5_000_000
+    with pytest.raises(BuildError, match="PONCHO_MAX_UNPACKED=500G"):
+        unpacked(bomb, tmp_path)
+    assert not (tmp_path / "out/VAR/bomb").exists()
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setenv("PONCHO_MAX_UNPACKED", "6M")
+    assert (unpacked(bomb, tmp_path) / "bomb").stat().st_size == 5_000_000
+
+
+def test_the_user_may_say_how_much_an_archive_unpacks_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PONCHO_MAX_UNPACKED", "1K")
+    with pytest.raises(BuildError, match="more than 1024 bytes"):
+        unpacked(gzip.compress(tar(member("f", random.Random(1).randbytes(2000)))), tmp_path)
+    monkeypatch.setenv("PONCHO_MAX_UNPACKED", "lots")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BuildError, match="expected a number of bytes"):
+        unpacked(gzip.compress(tar(member("f"))), tmp_path / "other")
+
+
+def test_a_zstd_bomb_is_not_written_to_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program decompresses into a pipe, and ends when nobody reads any more."""
+    bomb = zstd(bytes(50_000_000))
+    monkeypatch.setattr(archive, "_zstd_module", lambda: None)
+    monkeypatch.setattr(archive, "_SMALL", 1_000_000)
+    (tmp_path / "bomb.zst").write_bytes(bomb)
+    with pytest.raises(BuildError, match="nobody means"):
+        decompress(tmp_path / "bomb.zst", tmp_path / "plain", "zstd", what="http.X", on_progress=lambda _: None)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 5_000_000
+    (tmp_path / "cut.zst").write_bytes(bomb[: len(bomb) // 2])
+    monkeypatch.setenv("PONCHO_MAX_UNPACKED", "1G")
+    with pytest.raises(BuildError, match=r"could not decompress http\.X: zstd exited with"):
+        decompress(tmp_path / "cut.zst", tmp_path / "cut", "zstd", what="http.X", on_progress=lambda _: None)
+
+
 def test_zstd_without_a_module_or_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zstd(tar(member("a")))
     monkeypatch.setattr(zstd_library, "find", lambda: None)

@@ -253,17 +253,17 @@ def _prepare(running: Running) -> None:
     open(running.stderr, "wb").close()
     os.makedirs(home)
     for item in running.job["inputs"]:
-        source, target = os.path.join(running.sandbox, item["file"]), os.path.join(home, item["name"])
+        source = os.path.join(running.sandbox, item["file"])
         try:
+            # Not through a link that an archive before it has brought.
+            target = home if item["name"] == "." else _place(home, item["name"])
             if item.get("unpack"):
                 _unpack(source, target)
             else:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                if os.path.islink(target) or os.path.isfile(target):
-                    os.unlink(target)
+                _make_way(target)
                 shutil.copyfile(source, target)
                 os.chmod(target, 0o755 if item.get("executable") else 0o644)
-        except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        except Exception as error:  # whatever a damaged archive makes its reader raise
             raise Problem("the input " + item["name"] + " could not be put in place: " + str(error)) from error
     for name in running.job.get("directories", ()):
         os.makedirs(os.path.join(home, name), exist_ok=True)
@@ -274,9 +274,15 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
 
 
 def _unpack(archive: str, directory: str) -> None:
+    room = _Room(os.path.dirname(os.path.abspath(archive)))
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(directory)
+            for entry in zipped.infolist():
+                if entry.is_dir():
+                    _place(directory, entry.filename + "/x")
+                    continue
+                with zipped.open(entry) as content:
+                    _write(_place(directory, entry.filename), content, room, bool(entry.external_attr >> 16 & 0o111))
         return
     if not tarfile.is_tarfile(archive):
         with open(archive, "rb") as file:
@@ -284,17 +290,80 @@ def _unpack(archive: str, directory: str) -> None:
         name = next((name for magic, name in _COMPRESSED.items() if begin.startswith(magic)), None)
         if name is None or os.path.isdir(directory):
             raise ValueError("it is no tar or zip archive")
-        os.makedirs(os.path.dirname(directory), exist_ok=True)
-        with importlib.import_module(name).open(archive, "rb") as packed, open(directory, "wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        with importlib.import_module(name).open(archive, "rb") as packed:
+            _write(directory, packed, room, False)
         return
     os.makedirs(directory, exist_ok=True)
     with tarfile.open(archive) as tar:
-        # The user's own archive in a directory of the user's own: links in it are as they are.
-        if hasattr(tarfile, "fully_trusted_filter"):
-            tar.extractall(directory, filter="fully_trusted")
-        else:
-            tar.extractall(directory)
+        for member in tar:
+            _extract(tar, member, directory, room)
+
+
+# Archives come from URLs as well as from users: nothing is written but below their directory, whatever they say.
+# Python's own filters for that are not in all versions that run here.
+
+
+class _Room:
+    """Counts what is written, and stops while there is still room for others: an archive may unpack to anything."""
+
+    def __init__(self, directory: str) -> None:
+        disk = os.statvfs(directory)
+        self._left = disk.f_bavail * disk.f_frsize * 19 // 20
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("it unpacks to more than there is room for")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: str, room: _Room) -> None:
+    if member.isdir():
+        _place(directory, member.name + "/x")
+        return
+    path = _place(directory, member.name)
+    content = tar.extractfile(member) if member.isreg() else None
+    if content is not None:
+        _write(path, content, room, bool(member.mode & 0o111))
+    elif member.issym():
+        _make_way(path)
+        os.symlink(member.linkname, path)  # wherever it leads: nothing is written through it
+    elif member.islnk():
+        source = _place(directory, member.linkname)
+        if os.path.islink(source) or not os.path.isfile(source):
+            raise ValueError(member.name + " is a hard link to " + member.linkname + ", which is no file of it")
+        if source != path:
+            _make_way(path)
+            os.link(source, path)
+    else:
+        raise ValueError(member.name + " is a device, a pipe or something else that is no file")
+
+
+def _place(directory: str, name: str) -> str:
+    """Where a member goes; the directories above it are made, and none of them is a link of the archive's."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or not parts:
+        raise ValueError(name + " leaves the directory")
+    path = directory
+    for part in ["", *parts[:-1]]:
+        path = os.path.join(path, part) if part else path
+        if os.path.islink(path) and path != directory:
+            raise ValueError(name + " goes through a link")
+        os.makedirs(path, exist_ok=True)
+    return os.path.join(path, parts[-1])
+
+
+def _make_way(path: str) -> None:
+    if os.path.islink(path) or os.path.exists(path):
+        os.unlink(path)
+
+
+def _write(path: str, content: Any, room: _Room, executable: bool) -> None:
+    _make_way(path)
+    with open(path, "xb") as file:
+        for piece in iter(lambda: content.read(1 << 20), b""):
+            room.take(len(piece))
+            file.write(piece)
+    os.chmod(path, 0o755 if executable else 0o644)
 
 
 def _attach(running: Running) -> Any:

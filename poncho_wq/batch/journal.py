@@ -26,7 +26,7 @@ from poncho_wq.batch.database import Database, Row, made
 from poncho_wq.batch.document import from_json, to_json
 from poncho_wq.batch.model import DELETED, Batch, State
 from poncho_wq.batch.spool import Spool
-from poncho_wq.errors import EngineError, LockTimeout
+from poncho_wq.errors import EngineError, LockTimeout, redact
 from poncho_wq.scratch import held
 
 _VERSION = 1
@@ -150,6 +150,8 @@ class Journal:
 
     def __init__(self, spool: Spool, *, create: bool = True) -> None:
         self.spool = spool
+        if spool.own.exists():
+            spool.check()
         if not create and not spool.journal.exists():
             raise EngineError(
                 f"{spool.save}: there are no batches here",
@@ -198,6 +200,7 @@ class Journal:
         """Put a checked batch in and return its id; all its jobs are waiting.
 
         ``folder``: where below SAVE its results go, by default ``NAMESPACE/NAME``; ``{id}`` in it is the new id.
+        ``source`` is kept without the credentials of URLs in it.
         Raises ``EngineError`` when another batch has that folder.
         """
         now = time.time() if now is None else now
@@ -207,7 +210,7 @@ class Journal:
             number = self._db.execute(
                 "INSERT INTO batch(namespace, name, folder, front_end, source, document, created) "
                 "VALUES(?,?,?,?,?,?,?)",
-                (batch.namespace, batch.name, f"\0{os.getpid()}", front_end, source, to_json(batch), now),
+                (batch.namespace, batch.name, f"\0{os.getpid()}", front_end, redact(source), to_json(batch), now),
             ).lastrowid
             assert number is not None
             self._db.execute("UPDATE batch SET folder = ? WHERE id = ?", (folder.replace("{id}", str(number)), number))

@@ -225,7 +225,7 @@ class _Report:
             self.add(place, f"{name!r} cannot be the name of a directory", "no slash, no leading dot, not empty")
 
     def inside(self, place: str, path: str) -> None:
-        if not path or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        if not path or path.startswith("/") or ".." in path.split("/") or not _can_be_passed(path):
             self.add(place, f"{path!r}: a path in the job's home is relative and stays inside it")
 
     def least(self, place: str, value: float | None, least: float) -> None:
@@ -241,11 +241,13 @@ def _check_job(job: Job, place: str, names: set[str], report: _Report) -> None:
         here = f"{place}.steps[{n}]"
         if not step.argv or not step.argv[0]:
             report.add(f"{here}.argv", "there is no command")
-        if any("\0" in word for word in step.argv):
-            report.add(f"{here}.argv", "a command cannot hold a NUL character")
+        if not all(map(_can_be_passed, (*step.argv, *step.inside))):
+            report.add(f"{here}.argv", "a command cannot hold a NUL character, or half of a pair of surrogates")
         report.inside(f"{here}.cwd", step.cwd)
-        for variable in step.env:
+        for variable, value in step.env.items():
             _check_variable(f"{here}.env", variable, report)
+            if not _can_be_passed(value):
+                report.add(f"{here}.env.{variable}", "a value cannot hold a NUL character, or half of a surrogate pair")
     for variable, fact in job.exports.items():
         _check_variable(f"{place}.exports", variable, report)
         if fact not in FACTS:
@@ -275,6 +277,14 @@ def _check_job(job: Job, place: str, names: set[str], report: _Report) -> None:
     report.least(f"{place}.policies.step_retries", policies.step_retries, 0)
     report.least(f"{place}.policies.job_retries", policies.job_retries, 0)
     report.least(f"{place}.policies.max_queue", policies.max_queue, 0)
+
+
+def _can_be_passed(word: str) -> bool:
+    """Whether the kernel takes it as an argument: no NUL, and characters that have a form in bytes."""
+    try:
+        return b"\0" not in word.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_variable(place: str, name: str, report: _Report) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -44,6 +45,24 @@ class Spool:
         except OSError as error:
             raise _cannot(self.save, error) from error
         return self
+
+    def check(self) -> None:
+        """Raise ``EngineError`` when others could have put into it what would run as this user."""
+        try:
+            facts = self.own.stat()
+        except OSError as error:
+            raise _cannot(self.own, error) from error
+        me = os.geteuid()
+        if facts.st_uid != me and me != 0:
+            raise EngineError(
+                f"{self.own}: belongs to user {facts.st_uid}, and you are {me}: what is kept there would run as you",
+                advice="use a directory of your own: --save-dir DIR",
+            )
+        if facts.st_mode & stat.S_IWOTH:
+            raise EngineError(
+                f"{self.own}: everybody can write to it, and what is kept there would run as you",
+                advice=f"if you trust what is in it: chmod o-w {self.own}",
+            )
 
     def keep(self, path: str | os.PathLike[str]) -> str:
         """Copy a file into ``files`` and return its name there, its content's sha256.  Raises ``EngineError``.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from poncho_wq import zstd_library
-from poncho_wq.command import run
-from poncho_wq.errors import BuildError
+from poncho_wq.command import piped
+from poncho_wq.errors import BuildError, quoted
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.scratch import disk_error
 
@@ -54,7 +55,7 @@ def decompress(source: Path, target: Path, compression: str, *, what: str, on_pr
     disk cannot be written.
     """
     with _reading(source, compression, target.parent, what) as stream, _writing(target.parent, what):
-        room = _Room(target.parent, what, on_progress)
+        room = _Room(target.parent, source.stat().st_size, what, on_progress)
         with target.open("xb") as file:
             while piece := stream.read(_PIECE):
                 room.take(len(piece))
@@ -70,7 +71,7 @@ def unpack(source: Path, directory: Path, compression: str | None, *, what: str,
     compression = compression or compression_of(source)
     with _reading(source, compression, directory.parent, what) as stream, _writing(directory.parent, what):
         directory.mkdir()
-        unpacking = _Unpacking(directory, what, _Room(directory, what, on_progress))
+        unpacking = _Unpacking(directory, what, _Room(directory, source.stat().st_size, what, on_progress))
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 unpacking.put(archive, member)
@@ -104,12 +105,32 @@ class _Member(tarfile.TarInfo):
         return found
 
 
-class _Room:
-    """Counts what is written, and stops before the disk is full: an archive may unpack to anything."""
+# Beyond this many bytes an archive that unpacks to so many times its size is taken for a bomb: the text of sparse
+# tables comes to a fiftieth of its size, gzip goes to a thousandth at most, bzip2 and zstd far beyond.
+_SMALL, _RATIO = 1 << 30, 200
+_MAX_VARIABLE = "PONCHO_MAX_UNPACKED"
+_MAX = re.compile(r"([0-9]{1,15})([KMGT]?)")
 
-    def __init__(self, directory: Path, what: str, on_progress: OnProgress) -> None:
+
+def _most() -> int | None:
+    """How many bytes an archive may unpack to, if the user says so.  Raises ``BuildError``."""
+    given = os.environ.get(_MAX_VARIABLE)
+    if not given:
+        return None
+    match = _MAX.fullmatch(given.strip())
+    if match is None:
+        raise BuildError(f"{_MAX_VARIABLE}: expected a number of bytes such as 500G, got {quoted(given)}")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+class _Room:
+    """Counts what is written, and stops before the disk is full: ``packed`` bytes of archive may unpack to anything."""
+
+    def __init__(self, directory: Path, packed: int, what: str, on_progress: OnProgress) -> None:
         self._what, self._report = what, on_progress
         self._free = shutil.disk_usage(directory).free
+        stated = _most()
+        self._most = max(_SMALL, packed * _RATIO) if stated is None else stated
         self._done = self._reported = 0
 
     def take(self, size: int) -> None:
@@ -118,6 +139,11 @@ class _Room:
             raise BuildError(
                 f"{self._what}: unpacks to more than the {self._free} bytes that are free",
                 advice="set PONCHO_CACHE_DIR, or --cache-dir, to a directory on a larger disk",
+            )
+        if self._done > self._most:
+            raise BuildError(
+                f"{self._what}: unpacks to more than {self._most} bytes, which for a file of its size nobody means",
+                advice=f"if it is right, say how many it may be: {_MAX_VARIABLE}=500G",
             )
         if self._done - self._reported >= 16 * _PIECE:
             self._reported = self._done
@@ -224,7 +250,7 @@ def _reading(source: Path, compression: str | None, work: Path, what: str) -> It
 @contextmanager
 def _opened(source: Path, compression: str | None, work: Path, what: str) -> Iterator[IO[bytes]]:
     if compression == "zstd":
-        with _zstd(source, work, what) as stream:
+        with _zstd(source, what) as stream:
             yield stream
         return
     from isal import igzip, igzip_lib  # two to three times as fast as gzip
@@ -238,7 +264,7 @@ def _opened(source: Path, compression: str | None, work: Path, what: str) -> Ite
 
 
 @contextmanager
-def _zstd(source: Path, work: Path, what: str) -> Iterator[IO[bytes]]:
+def _zstd(source: Path, what: str) -> Iterator[IO[bytes]]:
     """Python's own module (since 3.14), else one that is installed, else the program."""
     module = zstd_library.find()
     if module is not None:
@@ -254,13 +280,8 @@ def _zstd(source: Path, work: Path, what: str) -> Iterator[IO[bytes]]:
             f"{what}: nothing here decompresses zstd",
             advice=f"{zstd_library.ADVICE}, or install the program zstd",
         )
-    plain = work / f"{source.name}.unzstd"
-    try:
-        run([program, "-d", "-q", "-f", "-o", plain, "--", source], what=f"decompress {what}")
-        with plain.open("rb") as stream:
-            yield stream
-    finally:
-        plain.unlink(missing_ok=True)
+    with piped([program, "-d", "-q", "-c", "--", source], what=f"decompress {what}") as stream:
+        yield stream
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sqlite3
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from poncho_wq.batch.publish import publish, published, sweep
 from poncho_wq.batch.spool import RECEIPT, Spool
 from poncho_wq.errors import EngineError
 from tests.batch.conftest import job
+from tests.processes import Child
 
 FACTS = {
     "outcome": "ended", "problem": None, "missing": [], "host": "h", "worker": "w", "started": 1.0, "ended": 2.0,
@@ -270,3 +273,43 @@ def test_a_result_that_is_a_bomb_is_not_unpacked_to_be_looked_at(tmp_path: Path)
 def test_a_receipt_that_is_none_is_passed_over(tmp_path: Path, receipt: str) -> None:
     (tmp_path / RECEIPT).write_text(receipt)
     assert published(tmp_path, job=1, attempt=1, described=job("a")) is None
+
+
+def test_credentials_in_a_description_are_not_kept(journal: Journal, tmp_path: Path) -> None:
+    source = '{"artifacts": [{"url": "https://me:s3cret@host/x?token=s3cret&a=b"}]}'
+    number = journal.add(Batch(name="b", jobs=(job("a"),)), front_end="t", source=source)
+    assert json.loads(journal.batch(number).source) == {"artifacts": [{"url": "https://***@host/x?token=***&a=b"}]}
+    journal.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+
+
+def test_a_spool_is_its_users_alone(tmp_path: Path) -> None:
+    with Journal(Spool(tmp_path)):
+        pass
+    own = Spool(tmp_path).own
+    assert own.stat().st_mode & 0o077 == 0
+    own.chmod(0o777)
+    with pytest.raises(EngineError, match="everybody can write to it"):
+        Journal(Spool(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_spool_that_somebody_else_has_made_is_refused() -> None:
+    """Its journal would say what runs as this user."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        own = Path(name, ".poncho-batch")
+        own.mkdir()
+        own.chmod(0o777)
+
+        def as_nobody() -> None:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            with pytest.raises(EngineError, match="belongs to user 0, and you are 65534"):
+                Journal(Spool(name))
+            with pytest.raises(EngineError, match="belongs to user 0, and you are 65534"):
+                Journal(Spool(name), create=False)
+
+        assert Child(as_nobody).wait() == 0
+        assert not (own / "journal.sqlite").exists()

@@ -51,7 +51,7 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
         "f: jobs[2].inputs[1]: expected one of path, url, content and job",
         "f: jobs[2].inputs[2]: takes a file of 'q', so that must be in after, and the output be named",
         "f: jobs[3].steps: a job needs at least one step that is no sidecar",
-        "f: jobs[4].steps[0].argv: a command cannot hold a NUL character",
+        "f: jobs[4].steps[0].argv: a command cannot hold a NUL character, or half of a pair of surrogates",
         "f: jobs[4].steps[0].cwd: '/tmp': a path in the job's home is relative and stays inside it",
         "f: jobs[4].steps[0].env: 'a b' cannot be the name of an environment variable",
         f"f: jobs[4].exports.X: 'nothing' is none of {', '.join(FACTS)}",
@@ -96,3 +96,12 @@ def test_written_and_read_again() -> None:
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         from_json('{"format": 99}')
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\ud800"])
+def test_what_the_kernel_takes_for_no_argument_is_refused_before_it_is_sent(bad: str) -> None:
+    for step in (Step(argv=("x", bad)), Step(argv=("x",), inside=(bad,)), Step(argv=("x",), env={"A": bad})):
+        (told,) = _wrong(Job(name="a", steps=(step,)))
+        assert "NUL" in told
+    assert _wrong(Job(name="a", steps=(Step(argv=("x",), cwd=bad),)))
+    check(Batch(name="b", jobs=(Job(name="a", steps=(Step(argv=("x", "\udcff", "é")),)),)))

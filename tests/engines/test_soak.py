@@ -6,13 +6,9 @@ again; tasks of several environments, some of which write what they do into a jo
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import random
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +18,9 @@ import pytest
 
 from poncho_wq.engines.work_queue import PonchoTask
 from poncho_wq.engines.workers import LocalWorkers
-from tests.engines.conftest import PYTHON, make_environment
+from tests.engines.opened_engines import needed
+from tests.engines.soak import Soak
+from tests.engines.soaking import an_environment, below, kill_one
 
 TASKS = int(os.environ.get("PONCHO_SOAK_TASKS", "1000"))
 ENVIRONMENTS = 3
@@ -38,42 +36,6 @@ def work(number: int) -> tuple[int, str, str]:
 
     time.sleep(number % 7 / 50)
     return number * number, which_environment.NAME, which_environment.digest_of_all()
-
-
-# Counts what is there: a half-made environment would give another digest, or none.
-MODULE = """
-import hashlib, pathlib
-NAME = {name!r}
-def digest_of_all():
-    digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.glob("part*.txt")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-"""
-
-
-def an_environment(directory: Path, number: int) -> tuple[Path, str]:
-    """A tarball that takes a while to unpack, and the digest of its parts."""
-    chance = random.Random(number)
-    where = f"lib/{PYTHON}/site-packages"
-    parts = {f"part{part:04}.txt": chance.randbytes(2000).hex() for part in range(600)}
-    extra = {f"{where}/{name}": text for name, text in parts.items()}
-    extra[f"{where}/which_environment.py"] = MODULE.format(name=f"environment {number}")
-    path = make_environment(directory / f"environment-{number}.tar.gz", extra=extra)
-    return path, hashlib.sha256("".join(parts[name] for name in sorted(parts)).encode()).hexdigest()
-
-
-def below(directory: Path) -> list[str]:
-    """Processes that work below a directory, or were started from there."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                at = os.readlink(entry / "cwd")
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if at.startswith(f"{directory}/") or f"{directory}/" in words:
-                    found.append(f"{entry.name}: {words}")
-    return found
 
 
 @pytest.mark.slow
@@ -116,17 +78,8 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
                 stats.append(task.environment_stats)
             assert time.monotonic() - last < PATIENCE, f"lost: {sorted(set(expected) - set(results))[:9]}"
             if time.monotonic() >= next_kill:
-                # A worker that has just begun unpacks: half of the kills are meant for such a one.
-                victim = workers.processes[-1] if chance.random() < 0.5 else chance.choice(workers.processes)
-                while_unpacking += is_unpacking(victim)
-                for pid in [victim.pid, *descendants(victim.pid)]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                victim.wait()
-                workers.processes.remove(victim)
+                while_unpacking += kill_one(workers, chance)
                 kills += 1
-                # what a worker leaves that is killed is its site's to remove, here as there
-                workers.start_one()
                 next_kill = time.monotonic() + chance.choice((0.2, 0.5, 1, 3))
     wrong = {number: found for number, found in results.items() if found != [expected[number]]}
     unpacked = sum(each.unpacked for each in stats if each is not None)
@@ -151,22 +104,19 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
         shutil.rmtree(node)
 
 
-def is_unpacking(worker: subprocess.Popen[bytes]) -> bool:
-    """Whether an environment is being made in the workspace of a worker, or by one of its tasks in the node's cache."""
-    argv = worker.args
-    assert isinstance(argv, list)
-    if list(Path(argv[argv.index("-s") + 1]).glob("*/.poncho-new.*")):
-        return True
-    words = [(Path("/proc") / str(pid) / "cmdline") for pid in descendants(worker.pid)]
-    with contextlib.suppress(OSError):
-        return any(b"tar\0-x" in each.read_bytes() for each in words)
-    return False
-
-
-def descendants(pid: int) -> list[int]:
-    """A process's children and theirs."""
-    found = []
-    with contextlib.suppress(OSError):
-        for child in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("engine", ["work_queue", "taskvine"])
+def test_a_manager_that_dies_too_while_code_and_pins_change(engine: str, tmp_path: Path) -> None:
+    """`make soak` does this with twenty thousand tasks on twenty workers."""
+    needed(engine)
+    tasks = int(os.environ.get("PONCHO_SOAK_TASKS", "300"))
+    figures = Soak(tmp_path, engine=engine, tasks=tasks, workers=4, seed=1).run()
+    print(figures)
+    assert figures.wrong == []
+    assert figures.left == []
+    assert (figures.lost, figures.twice, figures.tasks, figures.restarts) == (0, 0, tasks, 1)
+    assert figures.kills > 0
+    assert figures.unpacked > 0
+    assert not figures.grown

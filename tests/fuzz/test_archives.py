@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from poncho_wq.batch import job_runner
 from poncho_wq.batch.model import Job, Step
 from poncho_wq.batch.outcome import read as read_outcome
 from poncho_wq.batch.publish import publish
@@ -162,6 +163,27 @@ def test_damaged_data_archives(campaign: Campaign) -> None:
         data=damaged(every),
         kind=st.sampled_from((None, None, None, "gzip", "bzip2", "xz")),
     )
+
+
+def test_inputs_of_jobs(campaign: Campaign) -> None:
+    """As the job's runner unpacks them on a worker."""
+    file, home = campaign.directory / "input", campaign.directory / "home"
+    outside = str(campaign.directory.parent / "outside")
+
+    def case(every: list[Member], compressed: bool, whole: bool, name: str) -> None:
+        file.write_bytes(archive(every, outside, compressed=compressed, whole=whole))
+        shutil.rmtree(home, ignore_errors=True)
+        inputs = [{"file": str(file), "name": name, "unpack": True}, {"file": __file__, "name": "a/b"}]
+        running = job_runner.Running({"inputs": inputs, "directories": ["lib"]})
+        running.sandbox, running.home = str(campaign.directory), str(home)
+        running.stdout = running.stderr = str(campaign.directory / "said")
+        try:
+            job_runner._prepare(running)
+        except job_runner.Problem:
+            campaign.counts["(refused)"] += 1
+
+    names = st.sampled_from((".", "a", "lib"))
+    campaign.run("input of a job", case, every=members, compressed=st.booleans(), whole=st.booleans(), name=names)
 
 
 RESULT = {

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poncho_wq.errors import quoted
+
 FILES = (".sif", ".simg", ".img", ".squashfs")
 _SCHEMES = ("docker://", "library://", "oras://", "shub://", "http://", "https://")
 # Endings that no container image has, so that a misspelt path is not looked for on Docker Hub.
@@ -33,6 +35,9 @@ def image_of(given: Any, directory: Path) -> Image:
     if isinstance(given, Mapping):
         return Image(environment=given)
     text = str(given)
+    if text.startswith("-") or not text.isprintable() or " " in text:
+        # The programs that run containers would take it for one of their options.
+        raise ValueError(f"{quoted(text)} cannot be an image: no leading dash, no blank")
     if text.startswith(_SCHEMES):
         return Image(container=text)
     path = directory / Path(text).expanduser()

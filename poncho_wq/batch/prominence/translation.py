@@ -18,7 +18,7 @@ from poncho_wq.batch.prominence.containers import Image, image_of, inside
 from poncho_wq.batch.prominence.parts import JobPolicies
 from poncho_wq.batch.prominence.parts import Resources as Wanted
 from poncho_wq.batch.prominence.sweeps import instances
-from poncho_wq.errors import BatchError, SpecError
+from poncho_wq.errors import BatchError, SpecError, redact
 from poncho_wq.specs.document import Place
 
 # Ends of names that PROMINENCE unpacks: into the job's directory, or to the name without the ending.
@@ -207,7 +207,7 @@ class _Reader:
         path = self._directory / url
         if path.is_file():
             return _fetched(path.name, path=str(path.absolute()))
-        raise ValueError(f'"{url}" is neither a URL (http, https, file), nor a file, nor has it been uploaded')
+        raise ValueError(f'"{redact(url)}" is neither a URL (http, https, file), nor a file, nor has it been uploaded')
 
     def _bad(self, place: Place, message: str, advice: str | None = None) -> None:
         self.found.append(SpecError(message, path=place.path or None, source=place.source, advice=advice))
