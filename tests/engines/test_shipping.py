@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import pytest
 from poncho_wq import PonchoTask, environment
 from poncho_wq.cache import Cache
 from poncho_wq.caching import admin
+from poncho_wq.caching.listing import scan
+from poncho_wq.caching.verify import verify
 from poncho_wq.engines import core, shipping
 from poncho_wq.engines.shipping import ship
 from poncho_wq.prepare import Environment
@@ -158,6 +164,37 @@ def test_two_managers_share_a_cache(tmp_path: Path, two: tuple[Environment, Envi
         for manager in managers:
             manager.kill()
             manager.wait()
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_a_manager_killed_at_any_moment_spoils_nothing(
+    tmp_path: Path, two: tuple[Environment, Environment], shared_cache: Path, count: int
+) -> None:
+    """While it builds, keeps, cuts and sends: whoever comes next builds and sends what is right."""
+
+    def start(word: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(shared_cache), word], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True,
+        )  # fmt: skip
+
+    began = time.monotonic()
+    assert start("undisturbed").communicate() == ("undisturbed True\n", "")
+    took = time.monotonic() - began
+    in_time = 0
+    for number in range(count):
+        victim = start(f"killed {number} {count}")
+        time.sleep(random.Random(number).uniform(0, took))
+        in_time += victim.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(victim.pid, signal.SIGKILL)
+        victim.communicate()
+        assert start(f"killed {number} {count}").communicate() == (f"killed {number} {count} True\n", "")
+    print(f"managers killed: {count}, in time: {in_time}")
+    assert in_time > 0
+    cache = Cache(shared_cache)
+    mine = [each for each in scan(cache) if each.tarball is not None and each.used > time.time() - 3600]
+    assert verify(cache, mine) == []
 
 
 def test_layers_of_a_superseded_environment_in_use_stay(
