@@ -16,6 +16,7 @@ from poncho_wq.chunks import Chunksize, Each, tasks_of
 from poncho_wq.engines import vine_manager
 from poncho_wq.engines.core import Job
 from poncho_wq.engines.outcomes import Ending, Verdict, judge
+from poncho_wq.engines.results import Results
 from poncho_wq.engines.statistics import EnvironmentStats
 from poncho_wq.engines.vine_manager import Shared, declare_environment, find_taskvine
 from poncho_wq.errors import EngineError, EngineNotInstalled
@@ -62,7 +63,7 @@ REASONS = {
 }
 
 
-class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the binding has
+class PonchoTask(Results, _Task):  # type: ignore[misc] # that base is whatever the binding has
     """A TaskVine task that runs in an environment prepared for it.
 
     ``PonchoTask(function, *args, **kwargs)`` calls the function on a worker.  Its environment is analyzed from the
@@ -175,60 +176,13 @@ class PonchoTask(_Task):  # type: ignore[misc] # the base is whatever the bindin
 
     # -- results
 
-    def collect_environment_stats(self) -> None:
-        """Have ``environment_stats`` come back with the task: one more small file.  Raises ``EngineError`` after
-        submission."""
-        self._job.collect_stats()
-
-    @property
-    def environment_stats(self) -> EnvironmentStats | None:
-        """How the task came to its environment.  TaskVine unpacks it before the task: ``unpacked`` is never true.
-
-        None before the task is done, when ``collect_environment_stats`` was not called, and when nothing came back.
-        """
+    def _collected(self) -> EnvironmentStats | None:
         if self._stats is None and _is_done(self):
             self._stats = self._job.stats()
         return self._stats
 
-    @property
-    def output(self) -> Any:
-        """A function's result, or the exception that it raised, or a ``TaskError``; a command's ``std_output``.
-
-        None before the task is done.
-        """
-        if self._job.function is None:
-            return self.std_output
-        verdict = self._judged()
-        return None if verdict is None else verdict.value
-
-    @property
-    def outcomes(self) -> tuple[Verdict, ...] | None:
-        """Of a task of ``map``, for each of its calls: ``value``, whether it ``returned`` that, and ``traceback``.
-
-        None before the task is done, when its process left nothing, and for all other tasks.
-        """
-        verdict = None if self._job.function is None else self._judged()
-        return None if verdict is None else verdict.items
-
-    @property
-    def traceback(self) -> str | None:
-        """The function's traceback on the worker as text; empty when its process died without one; None when it
-        returned, when the task is not done, and for commands."""
-        if self._job.function is None:
-            return None
-        verdict = self._judged()
-        return None if verdict is None else verdict.traceback
-
-    @property
-    def returned(self) -> bool:
-        """Whether the function returned: ``output`` is then its result, even if that is an exception object.
-
-        For a command: whether it is done with exit status 0 and all its outputs are here.
-        """
-        if self._job.function is None:
-            return bool(self.successful())
-        verdict = self._judged()
-        return verdict is not None and verdict.returned
+    def _went_well(self) -> bool:
+        return bool(self.successful())
 
     def _judged(self) -> Verdict | None:
         if self._verdict is None and _is_done(self):

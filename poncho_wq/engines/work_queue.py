@@ -18,6 +18,7 @@ from poncho_wq.engines import stand_in
 from poncho_wq.engines.binding import find_work_queue
 from poncho_wq.engines.core import Job, Plan
 from poncho_wq.engines.outcomes import Ending, Verdict, judge
+from poncho_wq.engines.results import Results
 from poncho_wq.engines.statistics import EnvironmentStats
 from poncho_wq.errors import EngineError, EngineNotInstalled
 
@@ -122,7 +123,7 @@ REASONS = {
 }
 
 
-class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever binding was found
+class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is whichever binding was found
     """A Work Queue task that runs in an environment prepared for it.
 
     ``PonchoTask(function, *args, **kwargs)`` calls the function on a worker.  Its environment is analyzed from the
@@ -197,25 +198,6 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         Raises ``EngineError`` for anything else, and after submission.
         """
         self._job.set_unpack_to(where)
-
-    def collect_environment_stats(self) -> None:
-        """Have ``environment_stats`` come back with the task: one more small file.  Raises ``EngineError`` after
-        submission."""
-        self._job.collect_stats()
-
-    @property
-    def environment_stats(self) -> EnvironmentStats | None:
-        """How the task came to its environment: whether it unpacked it, and how long it waited for that.
-
-        None before the task is done, when ``collect_environment_stats`` was not called, and when nothing came back.
-        """
-        inner = self._inner
-        if not _is_done(inner._task):
-            return None
-        run = inner._task.taskid, inner._task.time_when_done
-        if self._stats is None or self._stats[0] != run:
-            self._stats = run, self._job.stats()
-        return self._stats[1]
 
     def specify_warm(self, warm: Warm) -> None:
         """Whether the function may run in a warm interpreter: a forked child of a process, one for each environment and
@@ -370,45 +352,17 @@ class PonchoTask(_HandedOn):  # type: ignore[misc] # the base is whichever bindi
         """The task's stdout and stderr, as text; None before it is done."""
         return self._said if self._said is not None else self._inner.std_output
 
-    @property
-    def output(self) -> Any:
-        """A function's result, or the exception that it raised, or a ``TaskError``; a command's ``std_output``.
-
-        None before the task is done.
-        """
-        if self._job.function is None:
-            return self.std_output
-        verdict = self._judged()
-        return None if verdict is None else verdict.value
-
-    @property
-    def outcomes(self) -> tuple[Verdict, ...] | None:
-        """Of a task of ``map``, for each of its calls: ``value``, whether it ``returned`` that, and ``traceback``.
-
-        None before the task is done, when its process left nothing, and for all other tasks.
-        """
-        verdict = None if self._job.function is None else self._judged()
-        return None if verdict is None else verdict.items
-
-    @property
-    def traceback(self) -> str | None:
-        """The function's traceback on the worker as text; empty when its process died without one; None when it
-        returned, when the task is not done, and for commands."""
-        if self._job.function is None:
+    def _collected(self) -> EnvironmentStats | None:
+        inner = self._inner
+        if not _is_done(inner._task):
             return None
-        verdict = self._judged()
-        return None if verdict is None else verdict.traceback
+        run = inner._task.taskid, inner._task.time_when_done
+        if self._stats is None or self._stats[0] != run:
+            self._stats = run, self._job.stats()
+        return self._stats[1]
 
-    @property
-    def returned(self) -> bool:
-        """Whether the function returned: ``output`` is then its result, even if that is an exception object.
-
-        For a command: whether it is done with exit status 0 and all its outputs are here.
-        """
-        if self._job.function is None:
-            return bool(self.result == stand_in.SUCCESS and self.return_status == 0)
-        verdict = self._judged()
-        return verdict is not None and verdict.returned
+    def _went_well(self) -> bool:
+        return bool(self.result == stand_in.SUCCESS and self.return_status == 0)
 
     def _judged(self) -> Verdict | None:
         """The verdict on the latest run: a task may be submitted again after it came back."""
