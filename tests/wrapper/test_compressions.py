@@ -29,9 +29,18 @@ pytestmark = pytest.mark.skipif(ZSTD is None, reason="zstd is not installed")
 
 @pytest.fixture(params=["dash", "bash", "busybox"])
 def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The worlds with zstd, which busybox does not bring."""
-    base = tmp_path_factory.getbasetemp()
-    world = make_world(request.param, base)
+    return with_zstd(request.param, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(params=["dash", pytest.param("bash", marks=pytest.mark.slow), "busybox"])
+def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """For what takes many runs: dash and bash have the same programs."""
+    return with_zstd(request.param, tmp_path_factory.getbasetemp())
+
+
+def with_zstd(name: str, base: Path) -> World:
+    """A world with zstd, which busybox does not bring."""
+    world = make_world(name, base)
     if shutil.which("zstd", path=world.path) is None:
         (base / "zstd-bin").mkdir(exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -202,7 +211,7 @@ def test_one_program_dies_before_it_has_said_anything(
 @counts
 @pytest.mark.parametrize("form", FORMS)
 def test_truncated(
-    shell: World, forms: dict[str, tarballs.Tarball], unpacked: Tree, room: Path, form: str, count: int
+    faulty: World, forms: dict[str, tarballs.Tarball], unpacked: Tree, room: Path, form: str, count: int
 ) -> None:
     data, chance = forms[form].path.read_bytes(), random.Random(form)
     offsets = {0, 4, 6, 512, len(data) - 1, len(data) - 4, len(data) - 1024}
@@ -212,10 +221,10 @@ def test_truncated(
     wrong = refused = 0
     for offset in sorted(offsets):
         (room / "cut").write_bytes(data[:offset])
-        was_refused, right = damaged_run(shell, room / "cut", room / "env", unpacked)
+        was_refused, right = damaged_run(faulty, room / "cut", room / "env", unpacked)
         refused += was_refused
         wrong += not right
-    print(f"{shell.name}: {form}: truncations: {len(offsets)}, refused: {refused}, wrong: {wrong}")
+    print(f"{faulty.name}: {form}: truncations: {len(offsets)}, refused: {refused}, wrong: {wrong}")
     assert wrong == 0
     assert refused == len(offsets)
 
@@ -240,7 +249,13 @@ def test_truncated_between_layers(shell: World, forms: dict[str, tarballs.Tarbal
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cores", ["1", "2"])
 def test_flipped(
-    shell: World, forms: dict[str, tarballs.Tarball], unpacked: Tree, room: Path, form: str, cores: str, count: int
+    faulty: World,
+    forms: dict[str, tarballs.Tarball],
+    unpacked: Tree,
+    room: Path,
+    form: str,
+    cores: str,
+    count: int,
 ) -> None:
     """One bit. zstd: refused, or nothing has changed. A bare tar has no checksum of contents, as any other has none."""
     tarball = forms[form]
@@ -248,14 +263,14 @@ def test_flipped(
     places = [(chance.randrange(len(data)), 1 << chance.randrange(8)) for _ in range(count)]
     places += [(chance.randrange(tarball.member), 1 << chance.randrange(8)) for _ in range(count // 2)]
     for start, length in tarball.spans:
-        places += [(start + at, 1 << chance.randrange(8)) for at in (0, 4, 5, length - 1)]
+        places += [(start + at, 1 << chance.randrange(8)) for at in (0, length - 1)]
     wrong: list[object] = []
     refused = seen = 0
     for offset, bit in places:
         changed = bytearray(data)
         changed[offset] ^= bit
         (room / "flipped").write_bytes(changed)
-        done = shell.run("-e", room / "flipped", "-d", room / "env", env={"CORES": cores})
+        done = faulty.run("-e", room / "flipped", "-d", room / "env", env={"CORES": cores})
         if done.returncode == 125:
             refused += 1
             if (room / "env").exists():
@@ -268,7 +283,7 @@ def test_flipped(
             wrong.append((offset, bit, done, different))
         shutil.rmtree(room / "env")
     print(
-        f"{shell.name}: {form} on {cores} cores: flips: {len(places)}, refused: {refused}, "
+        f"{faulty.name}: {form} on {cores} cores: flips: {len(places)}, refused: {refused}, "
         f"in a file's content: {seen}, wrong: {len(wrong)}"
     )
     assert wrong == []
@@ -301,18 +316,18 @@ sys.exit(done.returncode)
 
 @counts
 @pytest.mark.parametrize("form", FORMS)
-def test_the_group_is_killed(shell: World, room: Path, tmp_path: Path, form: str, count: int) -> None:
+def test_the_group_is_killed(faulty: World, room: Path, tmp_path: Path, form: str, count: int) -> None:
     prefix = tarballs.fake_prefix(name="large", files=700, size=3000)
     tarball = tarballs.ours(tmp_path / "large", prefix, compression=form, layers=9)
     (tmp_path / "expected").mkdir()
     subprocess.run(["tar", "-xf", tarball.path, "-C", tmp_path / "expected"], check=True)
     expected = tree(tmp_path / "expected")
-    world = shell
+    world = faulty
     if form == "zstd":
         (tmp_path / "slow").mkdir()
         (tmp_path / "slow/zstd").write_text(SLOW)
         (tmp_path / "slow/zstd").chmod(0o755)
-        world = dataclasses.replace(shell, path=f"{tmp_path}/slow:{shell.path}")
+        world = dataclasses.replace(faulty, path=f"{tmp_path}/slow:{faulty.path}")
     took = how_long(world, tarball.path, room / "env")
     verdict, in_time = Verdict(), 0
     for number in range(count):
@@ -325,12 +340,12 @@ def test_the_group_is_killed(shell: World, room: Path, tmp_path: Path, form: str
         in_time += process.returncode == -signal.SIGKILL
         if directory.exists():
             verdict.check(number, tree(directory) == expected, "DIR is there and not whole")
-        verdict.served(number, shell, tarball.path, directory, expected, CORES=str(1 + number % 3))
+        verdict.served(number, faulty, tarball.path, directory, expected, CORES=str(1 + number % 3))
         if beside(directory) != [directory.name]:  # the killed may die after the sweep
             shutil.rmtree(directory)
-            verdict.served(number, shell, tarball.path, directory, expected)
+            verdict.served(number, faulty, tarball.path, directory, expected)
             verdict.check(number, beside(directory) == [directory.name], beside(directory))
         shutil.rmtree(directory)
-    print(f"{shell.name}: {form}: groups killed: {count}, while unpacking: {in_time}, wrong: {len(verdict.wrong)}")
+    print(f"{faulty.name}: {form}: groups killed: {count}, while unpacking: {in_time}, wrong: {len(verdict.wrong)}")
     assert verdict.wrong == []
     assert in_time > count / 3 or form == "none"
