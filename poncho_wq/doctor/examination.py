@@ -20,6 +20,7 @@ def checks(*, root: Path, seconds: float, offline: bool) -> list[Check]:
         ("python", program.interpreter),
         ("programs", program.programs),
         ("pip", program.pip_settings),
+        ("compression", program.compression),
         ("wrapper", program.wrapper),
         ("cache", lambda: storage.cache(root)),
         ("home", lambda: storage.home(root)),

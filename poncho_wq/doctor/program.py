@@ -14,7 +14,9 @@ from poncho_wq.build.index import pip_settings as settings_of_pip
 from poncho_wq.build.uv import find_uv
 from poncho_wq.doctor.finding import Finding, note, of_error, ok, problem, warning
 from poncho_wq.errors import PonchoError
+from poncho_wq.packing.compression import COMPRESSIONS, form_of
 from poncho_wq.platforms import host_platform
+from poncho_wq.prepare import COMPRESSION_VARIABLE
 from poncho_wq.version import VERSION
 from poncho_wq.wrapper import NAME, wrapper_path
 
@@ -88,6 +90,26 @@ def pip_settings() -> Iterator[Finding]:
             "not a package",
             "unset PYTHONPATH",
         )
+
+
+def compression() -> Iterator[Finding]:
+    """The form of tarballs that a site has chosen, which may need a library."""
+    chosen = os.environ.get(COMPRESSION_VARIABLE)
+    if not chosen:
+        return
+    if chosen not in COMPRESSIONS:
+        text = (
+            f"${COMPRESSION_VARIABLE} is {chosen!r}, which is none of {', '.join(COMPRESSIONS)}: nothing can be built"
+        )
+        yield problem("compression", text, f"unset {COMPRESSION_VARIABLE}")
+        return
+    try:
+        form_of(chosen).require()
+    except PonchoError as error:
+        yield of_error("compression", error, f"unset {COMPRESSION_VARIABLE}")
+        return
+    needs = "; workers need the program zstd" if chosen == "zstd" else ""
+    yield ok("compression", f"tarballs are {chosen} (${COMPRESSION_VARIABLE}){needs}")
 
 
 def wrapper() -> Iterator[Finding]:

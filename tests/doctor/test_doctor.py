@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from poncho_wq import zstd_library
 from poncho_wq.cli.doctor import main
 from poncho_wq.doctor import engines, examine, network, node, program, storage
 from poncho_wq.doctor.finding import Finding, ok, problem
@@ -86,6 +87,24 @@ def test_pip_settings_and_python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/mine")
     found = list(program.pip_settings())
     assert {"python3 -m pip config unset global.target", "unset PYTHONPATH"} <= {each.mend for each in found}
+
+
+def test_the_sites_compression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PONCHO_COMPRESSION", raising=False)
+    assert list(program.compression()) == []
+    for name in ("gzip", "none"):
+        monkeypatch.setenv("PONCHO_COMPRESSION", name)
+        assert [each.level for each in program.compression()] == ["ok"]
+    monkeypatch.setenv("PONCHO_COMPRESSION", "zstd")
+    monkeypatch.setattr(zstd_library, "find", lambda: object())
+    assert ["zstd" in each.text for each in program.compression()] == [True]
+    monkeypatch.setattr(zstd_library, "find", lambda: None)
+    (found,) = program.compression()
+    assert found.level == "problem"
+    assert found.mend is not None
+    assert zstd_library.ADVICE in found.mend
+    monkeypatch.setenv("PONCHO_COMPRESSION", "lzma")
+    assert [each.level for each in program.compression()] == ["problem"]
 
 
 def test_somebody_elses_wrapper_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
