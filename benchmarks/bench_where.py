@@ -19,8 +19,8 @@ from benchmarks.peers import debian_work_queue, numpy_environment
 from poncho_wq.engines.workers import LocalWorkers
 
 COUNTS = {
-    "true": 600, "upstream": 20, "fresh no-op": 200, "fresh numpy": 60, "fresh pandas": 20, "warm no-op": 600,
-    "warm numpy": 300, "warm pandas": 300,
+    "true": 400, "upstream": 12, "fresh no-op": 100, "fresh numpy": 30, "fresh pandas": 12, "warm no-op": 400,
+    "warm numpy": 200, "warm pandas": 200,
 }  # fmt: skip
 ROUNDS = 3
 

@@ -48,6 +48,9 @@ _AT_ONCE = 64 * 1024
 # Names in a task's sandbox.
 ARGUMENTS_NAME = "poncho-arguments"
 RESULT_NAME = "poncho-result"
+# What the runner leaves on stdout instead of in a file, and its exit status when it did write the file.
+_MARK = "\n=poncho-result= "
+RESULT_IN_FILE = 120
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -217,6 +220,25 @@ def _shipped(content: bytes, modules: frozenset[str]) -> Arguments:
     if len(content) <= BUFFER_LIMIT:
         return Arguments(text=binascii.b2a_base64(content, newline=False).decode(), modules=modules)
     return Arguments(file=staging.OwnFile("-arguments", content), modules=modules)
+
+
+def split_said(said: str) -> tuple[str, str | None]:
+    """A task's stdout without the runner's line, and that line's base64 text; None when there is none."""
+    start = said.rfind(_MARK)
+    if start < 0:
+        return said, None
+    end = said.find("\n", start + len(_MARK))
+    if end < 0:
+        return said, None
+    return said[:start] + said[end + 1 :], said[start + len(_MARK) : end]
+
+
+def load_said(text: str) -> Outcome:
+    """The outcome in a line of stdout; raises nothing, as ``load_result``."""
+    try:
+        return _read_outcome(io.BytesIO(binascii.a2b_base64(text)))
+    except ValueError as error:
+        return Outcome(kind="failed", message=f"the result cannot be read: {error}")
 
 
 def load_result(path: str | os.PathLike[str]) -> Outcome | None:

@@ -10,11 +10,15 @@ is installed here.
 
 ``--warm HOME``: start a warm server there, unless there is one; see ``poncho_wq/warm/__init__.py``.
 
-RESULT is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and B
-bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
+RESULT is a file.  ``+RESULT``: or, when the process ends with status 0, a line of stdout, ``=poncho-result= BASE64``,
+which costs the manager and the worker much less.  A result that is too long for that, or of a function that has put
+something else in the place of stdout, is in the file, and the status is 120 then.
 
-    value     the pickle is what the function returned          0
-    each      the pickle is (seconds, what became of each call)   0
+A result is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and
+B bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
+
+    value     the pickle is what the function returned          0, or 120
+    each      the pickle is (seconds, what became of each call)   0, or 120
     raised    the pickle is the exception, or empty if it has none     1
     exit      the function called sys.exit(); message is the argument  as Python would
     failed    message says what went wrong around the function          1
@@ -46,9 +50,15 @@ else:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Any
+    from typing import Any
 
 _FORMAT = b"poncho-result 1 %s %d %d\n"
+_MARK = b"\n=poncho-result= "
+IN_FILE = 120
+# Bytes of a result on stdout: the manager holds them in memory, and the worker sends them with its news.
+_INLINE = 16 * 1024
+# Who has written so much may have it cut.
+_MOST_SAID = 1 << 26
 _PRIVATE = "_poncho_cloudpickle"
 # Where somebody wants to know what the task cost; `engines.statistics` has the manager's side.
 _STATS = "poncho-environment-stats"
@@ -170,6 +180,7 @@ def _loaded() -> None:
 
 def _task(argv: list[str]) -> int:
     function_file, arguments, result_file = argv[:3]
+    _note_stdout()
     try:
         _set_path(*argv[3:5])
         function, given = _load(function_file, arguments)
@@ -320,14 +331,13 @@ def _load_arguments(word: str) -> Any:
 
 def _returned(result_file: str, value: Any) -> int:
     try:
-        _write(result_file, b"value", "", "", value)
+        return _write(result_file, b"value", "", "", value)
     except BaseException as error:
         if isinstance(error, OSError):
             message = "the result could not be written: " + _one_line(error)
         else:
             message = _not_pickled(value, error)
         return _leave(result_file, b"failed", _text_of(error), message)
-    return 0
 
 
 def _not_pickled(value: Any, error: BaseException) -> str:
@@ -342,10 +352,9 @@ def _each(result_file: str, function: Callable[..., Any], calls: list[tuple[Any,
     found = [_one_of_them(function, args) for args in calls]
     seconds = time.perf_counter() - start
     try:
-        _write(result_file, b"each", "", "", (seconds, found))
+        return _write(result_file, b"each", "", "", (seconds, found))
     except BaseException as error:
         return _leave(result_file, b"failed", _text_of(error), "the results could not be written: " + _one_line(error))
-    return 0
 
 
 def _one_of_them(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, str, str, bytes]:
@@ -366,22 +375,19 @@ def _one_of_them(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[s
 
 
 def _dumped(value: Any) -> bytes:
-    import io
-
-    file = io.BytesIO()
+    file = _Short("", sys.maxsize)
     _dump(value, file)
-    return file.getvalue()
+    return bytes(file.content)
 
 
 def _raised(result_file: str, error: BaseException) -> int:
     text, line = _text_of(error), _one_line(error)
     _say(text)
     try:
-        _write(result_file, b"raised", text, line, error)
+        return _write(result_file, b"raised", text, line, error, status=1)
     except BaseException:
         # It cannot be pickled: its text has to do.
         return _leave(result_file, b"raised", text, line)
-    return 1
 
 
 def _exited(result_file: str, stop: SystemExit) -> int:
@@ -391,42 +397,130 @@ def _exited(result_file: str, stop: SystemExit) -> int:
         code = 0
     if not isinstance(code, int):
         _say(str(code) + "\n")
-        _leave(result_file, b"exit", _text_of(stop), str(code))
-        return 1
-    _leave(result_file, b"exit", _text_of(stop), str(int(code)))
-    return int(code) & 0xFF
+        return _leave(result_file, b"exit", _text_of(stop), str(code))
+    return _leave(result_file, b"exit", _text_of(stop), str(int(code)), int(code) & 0xFF)
 
 
-def _leave(result_file: str, kind: bytes, text: str, message: str) -> int:
-    """Write a result without a pickle.  When even that cannot be written, stderr has it; the manager sees no result."""
+def _leave(result_file: str, kind: bytes, text: str, message: str, status: int = 1) -> int:
+    """Leave a result without a pickle; returns the status to end with.
+
+    When even that cannot be written, stderr has it; the manager sees no result.
+    """
     if kind == b"failed":
         _say("poncho_wq: " + message + "\n")
     try:
-        _write(result_file, kind, text, message)
+        return _write(result_file, kind, text, message, status=status)
     except OSError as error:
         _say(f"poncho_wq: cannot write the result: {_one_line(error)}\n")
-    return 1
+    return status
 
 
-def _write(result_file: str, kind: bytes, text: str, message: str, *value: Any) -> None:
-    """Publish the result by rename: a process that is killed while writing leaves none."""
+def _write(result_file: str, kind: bytes, text: str, message: str, *value: Any, status: int = 0) -> int:
+    """Leave a result, and return the status to end with, which is ``status`` if that is not 0.
+
+    A file is published by rename: a process that is killed while writing leaves none.
+    """
     trace, words = text.encode("utf-8", "replace"), message.encode("utf-8", "replace")
-    partial = result_file + ".partial"
+    inline = result_file[:1] == "+" and not status
+    file = _Short(result_file.lstrip("+"), _INLINE if inline else 0)
     try:
-        with open(partial, "wb") as file:
-            file.write(_FORMAT % (kind, len(trace), len(words)) + trace + words)
-            for item in value:
-                _dump(item, file)
-        os.replace(partial, result_file)
+        file.write(_FORMAT % (kind, len(trace), len(words)) + trace + words)
+        for item in value:
+            _dump(item, file)
+        if inline and _print_result(file):
+            return 0
+        file.publish()
     except BaseException:
+        file.forget()
+        raise
+    return IN_FILE if inline else status
+
+
+class _Short:
+    """What may become a file: bytes in memory while they are few, then in NAME.partial."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most = name, most
+        self.content = bytearray()
+        self.file: Any = None
+        if not most:
+            self.file = open(name + ".partial", "wb")  # noqa: SIM115
+
+    def write(self, data: Any) -> int:
+        if self.file is None:
+            size = memoryview(data).nbytes
+            if len(self.content) + size <= self.most:
+                self.content += data
+                return size
+            self.spill()
+        return self.file.write(data)  # type: ignore[no-any-return]
+
+    def spill(self) -> None:
+        self.file = open(self.name + ".partial", "wb")  # noqa: SIM115
+        self.file.write(self.content)
+
+    def tell(self) -> int:
+        return len(self.content) if self.file is None else self.file.tell()
+
+    def cut(self, end: int) -> None:
+        """Forget all after ``end``."""
+        if self.file is None:
+            del self.content[end:]
+        else:
+            self.file.seek(end)
+            self.file.truncate()
+
+    def publish(self) -> None:
+        if self.file is None:
+            self.spill()
+        self.file.close()
+        os.replace(self.name + ".partial", self.name)
+
+    def forget(self) -> None:
         try:
-            os.unlink(partial)
+            if self.file is not None:
+                self.file.close()
+                os.unlink(self.name + ".partial")
         except OSError:
             pass
-        raise
 
 
-def _dump(value: Any, file: IO[bytes]) -> None:
+def _print_result(file: _Short) -> bool:
+    """Whether the result is on stdout now: in one piece, since the function may have left others who write there."""
+    if file.file is not None:
+        return False
+    import binascii
+
+    try:
+        found = os.fstat(1)
+        if _is_other_stdout(found) or found.st_size > _MOST_SAID:
+            return False
+        line = _MARK + binascii.b2a_base64(bytes(file.content))
+        return os.write(1, line) == len(line)
+    except OSError:
+        return False
+
+
+_stdout: list[tuple[int, int]] = []
+
+
+def _note_stdout() -> None:
+    """Remember which file stdout is, before the function can change that."""
+    del _stdout[:]
+    try:
+        found = os.fstat(1)
+    except OSError:
+        return
+    # What is written to a regular file is not torn apart, nor waits for anyone to read it.
+    if found.st_mode & 0o170000 == 0o100000:
+        _stdout.append((found.st_dev, found.st_ino))
+
+
+def _is_other_stdout(now: os.stat_result) -> bool:
+    return (now.st_dev, now.st_ino) not in _stdout
+
+
+def _dump(value: Any, file: Any) -> None:
     """Plain pickle, which most results are made for; cloudpickle for functions and classes that came by value."""
     protocol = 5 if sys.version_info >= (3, 8) else 4
     start = file.tell()
@@ -435,8 +529,7 @@ def _dump(value: Any, file: IO[bytes]) -> None:
     except OSError:
         raise
     except Exception:
-        file.seek(start)
-        file.truncate()
+        file.cut(start)
         _provide_cloudpickle()
         sys.modules[_PRIVATE].dump(value, file, protocol)
 

@@ -523,3 +523,82 @@ def test_what_a_killed_process_staged_is_removed_by_the_next(tmp_path: Path) -> 
             dead.kill()
             living.communicate("\n")
     assert {path.name for path in tmp_path.iterdir()} == {foreign.name, elsewhere.name}
+
+
+# -- a result on stdout
+
+
+def _said(function: Any, *args: Any, result: Path, status: int = 0) -> tuple[str, payload.Outcome | None]:
+    """What is left of stdout, and the outcome that was in it."""
+    shipped, arguments = payload.pickle_function(function), payload.pickle_arguments(args, {})
+    out = result.parent / "out"
+    with out.open("wb") as file:
+        argv = [sys.executable, "-s", program.runner_program().path, shipped.path, arguments.word, f"+{result.name}"]
+        done = subprocess.run(argv, cwd=result.parent, stdout=file, stderr=file, check=False, timeout=60)
+    assert done.returncode == status, out.read_text()
+    said, text = payload.split_said(out.read_text())
+    return said, None if text is None else payload.load_said(text)
+
+
+def test_a_result_on_stdout(result: Path) -> None:
+    def speak(value: Any) -> Any:
+        print("before", end="")
+        return value
+
+    for value in (None, "\n", ["x" * 1000], lambda: 7):
+        said, outcome = _said(speak, value, result=result)
+        assert said == "before"
+        assert outcome is not None
+        assert outcome.kind == "value"
+        assert not result.exists()
+        assert outcome.value == value or outcome.value() == 7
+    assert list(result.parent.iterdir()) == [result.parent / "out"]
+
+
+def test_a_result_that_is_too_long_for_stdout(result: Path) -> None:
+    def make(what: str) -> Any:
+        if what == "many pieces":
+            return [str(n) for n in range(10_000)]
+        if what == "one piece":
+            return "x" * 100_000
+        # Plain pickle gives this up in the middle.
+        return ["y" * 9_000, "z" * 9_000, lambda: 7]
+
+    for what in ("many pieces", "one piece", "a function at its end"):
+        said, outcome = _said(make, what, result=result, status=payload.RESULT_IN_FILE)
+        assert (said, outcome) == ("", None)
+        found = payload.load_result(result)
+        assert found is not None
+        assert found.value[:2] == make(what)[:2]
+        assert len(found.value) == len(make(what))
+        result.unlink()
+        assert list(result.parent.iterdir()) == [result.parent / "out"]
+
+
+def test_an_exception_is_in_the_file(result: Path) -> None:
+    _, outcome = _said(lambda: 1 / 0, result=result, status=1)
+    assert outcome is None
+    found = payload.load_result(result)
+    assert found is not None
+    assert isinstance(found.value, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("said", "rest", "text"),
+    [
+        ("", "", None),
+        ("words\n", "words\n", None),
+        ("\n=poncho-result= gA==\n", "", "gA=="),
+        ("a\n=poncho-result= gA==\nb", "ab", "gA=="),
+        ("=poncho-result= gA==\n", "=poncho-result= gA==\n", None),
+        ("\n=poncho-result= x\n\n=poncho-result= y\n", "\n=poncho-result= x\n", "y"),
+        ("cut\n=poncho-result= gA", "cut\n=poncho-result= gA", None),
+    ],
+)
+def test_the_line_in_what_was_said(said: str, rest: str, text: str | None) -> None:
+    assert payload.split_said(said) == (rest, text)
+
+
+@given(st.text(alphabet="=abgA \n", max_size=40))
+def test_any_text_in_the_line_is_an_outcome(text: str) -> None:
+    assert payload.load_said(text).kind == "failed"

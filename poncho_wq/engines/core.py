@@ -44,7 +44,8 @@ class Plan:
     """What to hand to an engine.
 
     ``command``: one shell line.  ``cached``: (local path, remote name) of inputs that all tasks share.  ``inputs``: the
-    same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name).
+    same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name);
+    ``failure_outputs``: those that are there only when the exit status is not 0.
     ``before``: shell text, empty or ending with "; ", to run outside of the environment before the command.
     ``shipment``: in which files the environment goes to workers, where that is known.
     """
@@ -55,6 +56,7 @@ class Plan:
     inputs: tuple[tuple[str, str], ...] = ()
     buffers: tuple[tuple[str, str], ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
+    failure_outputs: tuple[tuple[str, str], ...] = ()
     before: str = ""
     shipment: Shipment | None = None
 
@@ -66,7 +68,8 @@ class Attachment:
     Two words for the shell: ``python`` is the environment's interpreter, ``workspace`` a directory that lasts for as
     long as the worker, for what its tasks share; "." is a task's own, and shared by none.  ``warm``: the
     environment's name for warm interpreters, None where the engine cannot have them.  ``shipment``: in which files the
-    environment goes to workers.
+    environment goes to workers.  ``says_results``: whether a result may come on the task's stdout, since the engine
+    fetches files of a task that failed, and of no other.
     """
 
     cached: tuple[tuple[str, str], ...]
@@ -75,6 +78,7 @@ class Attachment:
     workspace: str = "."
     warm: str | None = None
     shipment: Shipment | None = None
+    says_results: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,10 +258,14 @@ class Job:
         self.plan = replace(plan, before=before) if before else plan
         return self.plan
 
-    def outcome(self) -> payload.Outcome | None:
-        """What the function left, read from the result that came back and then removed; None if there is none."""
-        found = payload.load_result(self._result.path)
-        self._result.remove()
+    def outcome(self, said: str | None = None) -> payload.Outcome | None:
+        """What the function left, read from ``said`` by its runner or else from the file that came back, which is then
+        removed; None if there is nothing."""
+        if said is not None:
+            found: payload.Outcome | None = payload.load_said(said)
+        else:
+            found = payload.load_result(self._result.path)
+            self._result.remove()
         if self._sizes is not None and found is not None and found.kind == "each":
             self._sizes.measured(len(found.items), found.seconds)
         return found
@@ -287,7 +295,7 @@ class Job:
         cached = attached.cached
         runner = runner_program()
         arguments, pickled = self._arguments, self._function_file
-        words = f"{pickled.name} {arguments.word} {payload.RESULT_NAME}"
+        words = f"{pickled.name} {arguments.word} {'+' if attached.says_results else ''}{payload.RESULT_NAME}"
         place = ""
         if self._code is not None:
             refuse_shadowing(self._code.modules, env)
@@ -311,7 +319,8 @@ class Job:
             cached=(*cached, (runner.path, runner.name), (pickled.path, pickled.name)),
             inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
             buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
-            outputs=((self._result.path, payload.RESULT_NAME),),
+            outputs=() if attached.says_results else ((self._result.path, payload.RESULT_NAME),),
+            failure_outputs=((self._result.path, payload.RESULT_NAME),) if attached.says_results else (),
             shipment=attached.shipment,
         )
 
@@ -470,6 +479,7 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
         # A node's environment may be evicted when no wrapper's command uses it any more; a server is none.
         warm=short if unpack_to == "worker" else None,
         shipment=shipment,
+        says_results=True,
     )
 
 

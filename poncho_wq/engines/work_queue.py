@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from poncho_wq import staging
+from poncho_wq import payload, staging
 from poncho_wq.chunks import Chunksize, Each, tasks_of
 from poncho_wq.engines import stand_in
 from poncho_wq.engines.binding import find_work_queue
@@ -350,7 +350,20 @@ class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is which
     @property
     def std_output(self) -> Any:
         """The task's stdout and stderr, as text; None before it is done."""
+        said = self._all_said()
+        return said if said is None or self._job.function is None else payload.split_said(said)[0]
+
+    def _all_said(self) -> Any:
         return self._said if self._said is not None else self._inner.std_output
+
+    @property
+    def return_status(self) -> Any:
+        """The exit status of the task's process, or the number of the signal that ended it; -1 before it is done."""
+        status = self._inner.return_status
+        if status == payload.RESULT_IN_FILE and self._job.function is not None and self.returned:
+            # The runner's word to us that its result is not on stdout.
+            return 0
+        return status
 
     def _collected(self) -> EnvironmentStats | None:
         inner = self._inner
@@ -372,14 +385,15 @@ class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is which
             return None
         run = struct.taskid, struct.time_when_done
         if self._verdict is None or self._verdict[0] != run:
+            said, result = payload.split_said(self._all_said() or "")
             ending = Ending(
                 status=struct.return_status,
-                said=self.std_output or "",
+                said=said,
                 host=struct.hostname or None,
                 signal=self._signal,
                 reason=REASONS.get(struct.result & ~0b110),
             )
-            self._verdict = run, judge(self._job.outcome(), ending)
+            self._verdict = run, judge(self._job.outcome(result), ending)
         return self._verdict[1]
 
     @property
@@ -407,6 +421,8 @@ def _attach(task: Any, plan: Plan) -> None:
         _accepted(task.specify_buffer(text, remote, cache=False), remote)
     for local, remote in plan.outputs:
         _accepted(task.specify_output_file(local, remote, cache=False), remote)
+    for local, remote in plan.failure_outputs:
+        _accepted(task.specify_output_file(local, remote, cache=False, failure_only=True), remote)
     task.specify_command(plan.before + plan.command)
 
 

@@ -365,7 +365,7 @@ def test_results_do_not_stay_on_disk(engine: Engine, tarball: Path) -> None:
     assert arguments.exists()
     assert len(t.output) == 100_000
     assert not result.exists(), "read once, kept in memory"
-    unread = engine.run(PonchoTask(bytes.upper, b"x", environment=tarball))
+    unread = engine.run(PonchoTask(bytes.upper, b"x" * 100_000, environment=tarball))
     result_of_unread = Path(unread._job._result.path)
     function = Path(unread._job._function_file.path)
     assert result_of_unread.exists()
@@ -422,3 +422,83 @@ def test_a_subprocess_of_the_task_is_inside_too(engine: Engine, tarball: Path) -
                               capture_output=True, check=True).stdout  # fmt: skip
 
     assert engine.run(PonchoTask(ask, environment=tarball)).output == "from the environment\n"
+
+
+# -- results on stdout, and in a file
+
+
+def test_a_small_result_needs_no_file(engine: Engine, tarball: Path) -> None:
+    """And what the function printed is as it was, also what comes after the result."""
+
+    def speak(text: str, late: str) -> int:
+        import atexit
+
+        print(text, end="")
+        atexit.register(print, late, end="")
+        return 5
+
+    for text, late in (("", ""), ("one\n", ""), ("no newline", "last"), ("=poncho-result= gA==\n", "\n")):
+        task = PonchoTask(speak, text, late, environment=tarball)
+        result = Path(task._job._result.path)
+        engine.run(task)
+        assert not result.exists()
+        assert (task.output, task.return_status, task.result) == (5, 0, 0)
+        assert task.std_output == text + late
+
+
+@pytest.mark.parametrize("size", [0, 10_000, 16_200, 16_400, 20_000, 1_000_000])
+def test_results_of_every_size(engine: Engine, tarball: Path, size: int) -> None:
+    task = engine.run(PonchoTask(bytes.upper, b"x" * size, environment=tarball))
+    assert (task.output, task.return_status, task.result) == (b"X" * size, 0, 0)
+    assert not task.std_output
+
+
+def test_a_function_that_takes_stdout_away(engine: Engine, tarball: Path) -> None:
+    def close() -> str:
+        import os
+
+        os.close(1)
+        return "closed"
+
+    def redirect() -> str:
+        import os
+
+        os.dup2(os.open("mine", os.O_RDWR | os.O_CREAT), 1)
+        return "redirected"
+
+    def pipe() -> str:
+        import os
+
+        # Nobody reads it.
+        os.dup2(os.pipe()[1], 1)
+        return "a pipe"
+
+    def fork() -> str:
+        import os
+        import time
+
+        if os.fork() == 0:
+            time.sleep(0.2)
+            os.write(1, b"from another process\n")
+            os._exit(0)
+        os.wait()
+        return "forked"
+
+    tasks = [PonchoTask(f, environment=tarball) for f in (close, redirect, pipe, fork)]
+    engine.run(*tasks)
+    assert [task.output for task in tasks] == ["closed", "redirected", "a pipe", "forked"]
+    assert [task.return_status for task in tasks] == [0, 0, 0, 0]
+    assert tasks[3].std_output == "from another process\n"
+
+
+def test_a_function_whose_own_status_is_the_runner_s(engine: Engine, tarball: Path) -> None:
+    def leave(status: int) -> None:
+        import sys
+
+        sys.exit(status)
+
+    for status in (120, 0):
+        task = engine.run(PonchoTask(leave, status, environment=tarball))
+        assert task.return_status == status
+        assert isinstance(task.output, TaskError)
+        assert f"sys.exit({status})" in str(task.output)
