@@ -38,8 +38,7 @@ def with_numpy(x):
 
 def with_pandas(x):
     import pandas
-    frame = pandas.DataFrame({"key": [1, 2, 1, 2], "value": [x, x, 1, 2]})
-    return float(frame.groupby("key")["value"].sum().max())
+    return float(pandas.DataFrame({"n": range(100), "x": x}).sum()["n"])
 """
 
 
