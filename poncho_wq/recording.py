@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from poncho_wq.errors import EngineError, redact
 from poncho_wq.version import VERSION
-from poncho_wq.wrapper import NAME as WRAPPER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +111,7 @@ class Recording:
     def add(self, name: str, environment: Environment, inputs: Sequence[tuple[str, str]]) -> Kept:
         """A task that is about to be submitted; returns the output in which it shall tell of itself.
 
-        ``inputs`` are (local path, remote name) of all that comes to workers for the sake of the environment.
+        ``inputs`` are (local path, remote name) of the files in which the environment goes to workers.
         """
         with self._lock:
             self._number += 1
@@ -156,8 +155,7 @@ class Recording:
                 for each in manifest.layers
             ],
             "pins": _pins(environment, [] if manifest is None else [each.name for each in manifest.layers]),
-            # The wrapper is no part of any: workers get it once for all.
-            "inputs": {remote: _size(local) for local, remote in inputs if not remote.startswith(WRAPPER)},
+            "inputs": {remote: _size(local) for local, remote in inputs},
         }  # fmt: skip
         self._publish(self.directory / ENVIRONMENTS_NAME / environment.identity, facts)
 

@@ -250,7 +250,8 @@ class Job:
         recorder = recording.current()
         if recorder is not None:
             # Where the task's own is asked for as well, both read the one file.
-            self._stats = recorder.add(self.name, plan.environment, means.attach(plan.environment).cached)
+            files = plan.shipment.files if plan.shipment is not None else ()
+            self._stats = recorder.add(self.name, plan.environment, files)
         before = self.before
         if self._stats is not None:
             before = COLLECT + before

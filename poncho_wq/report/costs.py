@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from poncho_wq.report.log import Transfer
@@ -71,7 +71,6 @@ class Report:
     resend: Mapping[str, Sequence[Resend]]
     layered: bool
     counted: bool
-    transfers: Sequence[Transfer] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -124,14 +123,22 @@ def make_report(run: Run, *, slowest: int = SLOWEST) -> Report:
         if task.worker is not None:
             _count(cost(task.environment, task.worker), task)
     if counted:
+        # In the order in which tasks began: a part that two environments share went to a worker with the first.
+        has: set[tuple[str, str]] = set()
         for each in costs.values():
-            each.sent = sum(run.environments.get(each.environment, {}).get("inputs", {}).values())
+            for name, size in run.environments.get(each.environment, {}).get("inputs", {}).items():
+                if (each.worker, name) not in has:
+                    has.add((each.worker, name))
+                    each.sent += size
+    order: dict[str, list[str]] = {}
+    for environment, worker in costs:
+        order.setdefault(worker, []).append(environment)
     for transfer in run.log.transfers:
-        environment = _environment_of(transfer, run)
-        if environment is None:
+        owner = _environment_of(transfer, run, order)
+        if owner is None:
             continue
         # A worker may have been sent what none of its tasks came to use.
-        found = cost(environment, transfer.worker)
+        found = cost(owner, transfer.worker)
         if transfer.source == "unpacked":
             found.unpackings += 1
             found.unpacking += transfer.seconds
@@ -153,7 +160,6 @@ def make_report(run: Run, *, slowest: int = SLOWEST) -> Report:
         resend={identity: _resend(facts) for identity, facts in run.environments.items()},
         layered=layered,
         counted=counted,
-        transfers=[each for each in run.log.transfers if _environment_of(each, run) is not None],
     )
 
 
@@ -186,16 +192,23 @@ def times_of(task: Task) -> dict[str, float]:
     return {"start": times.start + load - run, "import": times.imports, "run": run}
 
 
-def _environment_of(transfer: Transfer, run: Run) -> str | None:
-    """Whose file it is: Work Queue tells the name that we gave it, TaskVine only the size of what it has named."""
+def _environment_of(transfer: Transfer, run: Run, order: Mapping[str, Sequence[str]]) -> str | None:
+    """Whose file it is: Work Queue tells the name that we gave it, TaskVine only the size of what it has named.
+
+    A part of several environments counts for that which the worker had a task of first; ``order`` tells.
+    """
     environments = run.environments
-    if run.facts.get("engine") != "taskvine":
-        return next((key for key, facts in environments.items() if transfer.name in facts.get("inputs", {})), None)
-    if transfer.source == "unpacked":
+    vine = run.facts.get("engine") == "taskvine"
+    if vine and transfer.source == "unpacked":
         # A file system's own blocks and the links that TaskVine adds make it a little more than the manifest says.
         by_size = {key: abs((facts.get("unpacked") or 0) - transfer.size) for key, facts in environments.items()}
         return min(by_size, key=lambda key: by_size[key], default=None)
-    return next((key for key, facts in environments.items() if facts.get("size") == transfer.size), None)
+    owners = set()
+    for key, facts in environments.items():
+        inputs = facts.get("inputs") or {}
+        if (transfer.size in inputs.values()) if vine else (transfer.name in inputs):
+            owners.add(key)
+    return next((key for key in order.get(transfer.worker, ()) if key in owners), min(owners, default=None))
 
 
 def _is_layered(facts: Mapping[str, Any]) -> bool:

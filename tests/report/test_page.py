@@ -126,8 +126,13 @@ def test_measured_bytes_win_over_counted_ones(run: Path) -> None:
 def test_layers_as_inputs_are_sent_one_by_one(run: Path) -> None:
     path = run / "environments" / ONE
     facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "inputs": {"poncho-layer-a": 1, "poncho-layer-b": 2}}))
-    assert "sends again, to each worker" in as_text(make_report(read_run(run)))
+    other = json.loads((run / "environments" / TWO).read_text())
+    path.write_text(json.dumps({**facts, "inputs": {"poncho-part-a": 1, "poncho-part-b": 2}}))
+    (run / "environments" / TWO).write_text(json.dumps({**other, "inputs": {"poncho-part-b": 2, "poncho-part-c": 4}}))
+    report = make_report(read_run(run))
+    assert "sends again, to each worker" in as_text(report)
+    # What both are made of came to each of the two workers with the first.
+    assert [cost.sent for cost in report.totals] == [2 * 3, 2 * 4]
 
 
 def test_without_the_engines_log_tasks_tell_enough(run: Path) -> None:
