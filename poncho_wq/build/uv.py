@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -208,10 +209,15 @@ def _absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_uv() -> str:
-    """The uv program, from its wheel beside us.  Raises ``BuildError`` when it is not installed."""
+    """The uv program, from its wheel beside us, else the one on PATH.  Raises ``BuildError`` when there is none."""
     try:
         from uv import find_uv_bin
     except ImportError as error:
+        # conda's package of uv is the program alone, in the directory of the Python that we run in
+        beside = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+        on_path = shutil.which("uv", path=beside)
+        if on_path is not None:
+            return on_path
         raise BuildError("the program uv is missing", advice="install it beside poncho_wq: pip install uv") from error
     try:
         return str(find_uv_bin())
