@@ -92,7 +92,7 @@ def default_root() -> Path:
     """``$PONCHO_CACHE_DIR``, else ``$XDG_CACHE_HOME/poncho_wq``, else ``~/.cache/poncho_wq``."""
     named = os.environ.get("PONCHO_CACHE_DIR")
     if named:
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("poncho_wq", appauthor=False))

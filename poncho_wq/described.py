@@ -62,11 +62,11 @@ def describe(source: SpecLike, options: Options | None = None) -> Described:
     """
     if isinstance(source, str | os.PathLike) and source != "-":
         path = Path(source)
-        if path.is_file():
+        if os.path.isfile(path):
             found = _file(path)
             if found is not None:
                 return found
-        elif (path / "poncho" / "spec.json").is_file():
+        elif os.path.isfile(path / "poncho" / "spec.json"):
             return _unpacked(path)
     imported = read_source(source, options)
     name = "<stdin>" if source == "-" else os.fspath(source) if isinstance(source, str | os.PathLike) else "<python>"

@@ -190,7 +190,7 @@ class Installed:
         wanted = [f"{rest}.{name}".strip(".") for name in names] + [rest]
         for entry in self._order(beside):
             directory = entry.directory / top
-            if entry.site or not top or not directory.is_dir():
+            if entry.site or not top or not os.path.isdir(directory):
                 continue
             if any(module_file(directory, name) for name in wanted if name):
                 return Found(local=self._local(top, directory, entry.directory))
@@ -242,7 +242,7 @@ def _entries(path: Iterable[str]) -> Iterator[Entry]:
     while pending:
         name = pending.pop(0)
         directory = Path(name)
-        if name in seen or name in outside or not directory.is_dir():
+        if name in seen or name in outside or not os.path.isdir(directory):
             continue
         seen.add(name)
         metadata = tuple(read_metadata(directory))

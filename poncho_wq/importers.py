@@ -70,7 +70,7 @@ def read_source(source: SpecLike, options: Options | None = None) -> Imported:
     if source == "-":
         return Imported(spec=EnvSpec.from_json(sys.stdin.buffer.read(MAX_DOCUMENT + 1), source="<stdin>"))
     path = Path(os.fspath(source))
-    reader = _directory_reader(path) if path.is_dir() else _file_reader(path, named=isinstance(source, str))
+    reader = _directory_reader(path) if os.path.isdir(path) else _file_reader(path, named=isinstance(source, str))
     return reader(path, options)
 
 
@@ -98,7 +98,7 @@ def _inside(path: Path) -> str | None:
 
 def _file_reader(path: Path, *, named: bool) -> _Reader:
     name = path.name.lower()
-    if not path.exists():
+    if not os.path.exists(path):  # also for a name that is too long for one
         return _missing(path, named=named)
     if name in _REFUSED:
         raise SpecError("is not read", source=str(path), advice=f"turn it into one that is: {_REFUSED[name]}")

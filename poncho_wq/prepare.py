@@ -306,7 +306,7 @@ def _as_tarball(E: EnvironmentLike) -> Path | None:
     if not isinstance(E, (str, os.PathLike)) or E == "-":
         return None
     path = Path(E)
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that no file can have is none, and no OSError
         return None
     try:
         with path.open("rb") as file:

@@ -29,7 +29,7 @@ def module_file(directory: Path, dotted: str) -> Path | None:
     """The file of a regular module or package below `directory`, whatever its kind; None when there is none."""
     base = directory.joinpath(*dotted.split("."))
     for candidate in (base / "__init__.py", base.with_name(base.name + ".py")):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     try:
         names = sorted(os.listdir(base.parent))
@@ -81,7 +81,7 @@ class Metadata:
     @functools.cached_property
     def _headers(self) -> Any:
         file = self.path
-        if file.is_dir():
+        if os.path.isdir(file):
             file /= "PKG-INFO" if self.egg else "METADATA"
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -194,7 +194,7 @@ class Metadata:
             return frozenset()
         if self._files is None:
             beside = self.path.parent
-            return frozenset(name for name in self.guesses if module_file(beside, name) or (beside / name).is_dir())
+            return frozenset(name for name in self.guesses if module_file(beside, name) or os.path.isdir(beside / name))
         firsts = {path.partition("/")[0] for path in self._files}
         return frozenset(name for first in firsts if (name := first.partition(".")[0]).isidentifier())
 
@@ -227,7 +227,7 @@ class Metadata:
         """Whether it has any module below that name."""
         if self._files is not None:
             return any(name.startswith(dotted + ".") for name in self._modules)
-        return self.path.parent.joinpath(*dotted.split(".")).is_dir()
+        return os.path.isdir(self.path.parent.joinpath(*dotted.split(".")))
 
     @functools.cached_property
     def editable_modules(self) -> dict[str, Path]:

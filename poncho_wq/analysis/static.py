@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,10 +51,10 @@ def reach_of_scripts(
 def explain_static(what: str, resolver: Resolver, *, functions: Sequence[str] = ()) -> Reach:
     """The imports of a file, or of the function of `MODULE:FUNCTION`; nothing is imported to find the module."""
     name, colon, function = what.rpartition(":")
-    if not colon or Path(what).exists():
+    if not colon or os.path.exists(what):
         name, function = what, ""
     wanted = [*functions, function] if function else list(functions)
-    if Path(name).is_file() or name.endswith((".py", ".ipynb")):
+    if os.path.isfile(name) or name.endswith((".py", ".ipynb")):
         return reach_of_scripts([read_source(name)], resolver, functions=wanted)
     file = _file_of_module(name, resolver)
     root = file.parents[name.count(".") + (1 if file.stem == "__init__" else 0)]

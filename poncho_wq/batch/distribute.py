@@ -183,9 +183,9 @@ class _Reader:
             self._bad(place, "lacks 'path'")
             return None
         path = self._directory / written
-        if not path.exists():
+        if not os.path.exists(path):
             self._bad(place, f"no such file: {path}")
-        elif not path.is_file():
+        elif not os.path.isfile(path):
             self._bad(place, f"not a file: {path}")
         elif not os.access(path, os.R_OK):
             self._bad(place, f"cannot be read: {path}")

@@ -167,7 +167,7 @@ def find_environment(name: str, environment: Mapping[str, str] | None = None) ->
     else:
         candidates = [place / name for place in _environment_folders(given, roots)]
         candidates += [path for path in _known_environments(given) if path.name == name]
-    return next((path for path in candidates if (path / "conda-meta").is_dir()), None)
+    return next((path for path in candidates if os.path.isdir(path / "conda-meta")), None)
 
 
 def _home(given: Mapping[str, str]) -> Path:
@@ -191,7 +191,7 @@ def _roots(given: Mapping[str, str]) -> Iterator[Path]:
 
 def _environment_folders(given: Mapping[str, str], roots: list[Path]) -> Iterator[Path]:
     for variable in ("CONDA_ENVS_DIRS", "CONDA_ENVS_PATH"):
-        yield from (Path(part).expanduser() for part in given.get(variable, "").split(os.pathsep) if part)
+        yield from (Path(os.path.expanduser(part)) for part in given.get(variable, "").split(os.pathsep) if part)
     home = _home(given)
     files = [Path(given["CONDARC"])] if given.get("CONDARC") else []
     files += [home / ".condarc", home / ".conda" / ".condarc", home / ".config" / "conda" / ".condarc"]

@@ -237,7 +237,7 @@ class _Reader:
             self.extra_index_urls.append(_set(line, value, written))
         elif option == "--find-links":
             beside = line.folder / value
-            self.find_links.append(os.path.abspath(beside) if "://" not in value and beside.exists() else value)
+            self.find_links.append(os.path.abspath(beside) if "://" not in value and os.path.exists(beside) else value)
         elif option == "--no-index":
             self.no_index = True
         elif option == "--trusted-host":

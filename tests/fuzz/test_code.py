@@ -56,11 +56,11 @@ match h:
 if __name__ == "__main__": f(1)
 """
 WORDS = (
-    b"import ", b"from ", b"import *", b" as ", b"\n", b"    ", b"\t", b"(", b")", b"[", b"lambda: ", b"yield ",
-    b"await ", b"%%", b"%x", b"!ls", b"x?", b"\\\n", b"'''", b'"""', b"f'{", b"# coding: rot13\n", b"\x0c",
-    b"global f\n", b"nonlocal x\n", b"del ", b":=", b"importlib.import_module(", b"__import__(", b"from . import ",
-    b"import " + b"a." * 2000 + b"b\n", deep("("), b"-" * 5000, b"x" + b".y" * 3000, b"if 1:\n" * 90, b"@" * 9,
-    b"type X[T] = ", b"9" * 6000, b"0x" * 9,
+    b"import ", b"\nimport " + b"x" * 300 + b"\n", b"from ", b"import *", b" as ", b"\n", b"    ", b"\t", b"(", b")",
+    b"[", b"lambda: ", b"yield ", b"await ", b"%%", b"%x", b"!ls", b"x?", b"\\\n", b"'''", b'"""', b"f'{",
+    b"# coding: rot13\n", b"\x0c", b"global f\n", b"nonlocal x\n", b"del ", b":=", b"importlib.import_module(",
+    b"__import__(", b"from . import ", b"import " + b"a." * 2000 + b"b\n", deep("("), b"-" * 5000, b"x" + b".y" * 3000,
+    b"if 1:\n" * 90, b"@" * 9, b"type X[T] = ", b"9" * 6000, b"0x" * 9,
 )  # fmt: skip
 FUNCTIONS = st.sampled_from(((), (), ("f",), ("C.g",), ("f.f",), ("",), ("..",), ("\ud800",)))
 

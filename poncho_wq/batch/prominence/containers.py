@@ -5,6 +5,7 @@ The shell text is ours alone: what the user gave comes to it as arguments, which
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ def image_of(given: Any, directory: Path) -> Image:
         raise ValueError(f"{quoted(text)} cannot be an image: no leading dash, no blank")
     if text.startswith(_SCHEMES):
         return Image(container=text)
-    path = directory / Path(text).expanduser()
-    if path.exists():
+    path = directory / os.path.expanduser(text)
+    if os.path.exists(path):
         path = path.absolute()
         return Image(container=str(path), file=True) if path.name.endswith(FILES) else Image(environment=str(path))
     if text.startswith(("/", "./", "../", "~")) or text.endswith((*_ENVIRONMENTS, *FILES)):

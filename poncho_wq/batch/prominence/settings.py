@@ -74,7 +74,7 @@ def settings() -> Settings:
     workers = value("workers", _whole, 0)
     here = engine == "local" or (workers > 0 and not port and name is None)
     return Settings(
-        spool=value("spool", lambda text: Path(text).expanduser().absolute(), _default_spool()),
+        spool=value("spool", lambda text: Path(os.path.expanduser(text)).absolute(), _default_spool()),
         engine=engine, port=port, name=name, workers=workers,
         cores=value("cores", _positive, len(os.sched_getaffinity(0)) if engine == "local" and not workers else 1),
         features=value("features", _words, _runtimes()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -202,10 +203,10 @@ class _Reader:
         if parts.scheme in ("http", "https", "file"):
             return _fetched(file, url=url)
         uploaded = None if self._upload is None else self._upload(url)
-        if uploaded is not None and uploaded.is_file():
+        if uploaded is not None and os.path.isfile(uploaded):
             return _fetched(url.rpartition("/")[2], path=str(uploaded))
         path = self._directory / url
-        if path.is_file():
+        if os.path.isfile(path):
             return _fetched(path.name, path=str(path.absolute()))
         raise ValueError(f'"{redact(url)}" is neither a URL (http, https, file), nor a file, nor has it been uploaded')
 
