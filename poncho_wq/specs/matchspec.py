@@ -64,6 +64,8 @@ def _validate(text: str) -> None:
         )
     if redact(text) != text:
         raise SpecError(f"{quoted(text)} holds credentials", advice=CREDENTIALS_ADVICE)
+    if text.rpartition("::")[2].startswith("-"):
+        raise SpecError(f"{quoted(text)} begins with a dash, so it is an option and no package")
     if "#" in text:
         raise SpecError(f"{quoted(text)} holds a comment or a fragment", advice="remove everything from # on")
     if _TOO_MANY_WORDS.fullmatch(text):  # rattler takes the third and all later words for one build string
