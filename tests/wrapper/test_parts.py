@@ -59,7 +59,11 @@ def test_more_than_nine_parts_stay_in_order(dash: World, room: Path, tmp_path: P
     made = tarballs.ours(tmp_path / "many.tar.gz", {**tarballs.fake_prefix(), **entries}, layers=24)
     parts = cut(made, tmp_path / "parts", groups=len(made.spans))
     assert len(parts) > 12
-    assert dash.run(*options(parts), "-d", room / "env", env={"CORES": "2"}).returncode == 0
+    done = dash.run(*options(parts), "--debug", "-d", room / "env", env={"CORES": "2"})
+    assert done.returncode == 0
+    # what fails side by side is tried again in one stream, and would hide that the wrong bytes were read
+    assert "in 2 streams" in done.stderr
+    assert "once more" not in done.stderr
     found = tree(room / "env")
     assert all(found[name] == ("0o0", entry.data) for name, entry in entries.items())
 
