@@ -79,10 +79,10 @@ class Running:
             return words
         # Shared by the worker's tasks where the engine has such a place.
         shared = os.environ.get("WORK_QUEUE_SANDBOX") or os.path.join(self.sandbox, "environments")
+        parts = [word for name in own["parts"] for word in ("-e", os.path.join(self.sandbox, name))]
         return [
-            "/bin/sh", os.path.join(self.sandbox, own["wrapper"]), "-e", os.path.join(self.sandbox, own["tarball"]),
-            "--id", own["identity"], "--unpack-to", os.path.join(shared, "poncho-env-" + own["identity"][:32]), "--",
-            *words,
+            "/bin/sh", os.path.join(self.sandbox, own["wrapper"]), *parts, "--id", own["identity"],
+            "--unpack-to", os.path.join(shared, "poncho-env-" + own["identity"][:32]), "--", *words,
         ]  # fmt: skip
 
     def start(self, step: dict[str, Any], stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:

@@ -21,8 +21,8 @@ from poncho_wq.batch.model import Batch, Input, Job, Step
 from poncho_wq.batch.spool import Spool
 from poncho_wq.engines.core import prepared
 from poncho_wq.engines.opened import Engine, Needs
+from poncho_wq.engines.shipping import ship
 from poncho_wq.errors import EngineError
-from poncho_wq.packing.compression import suffix_of
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -253,18 +253,22 @@ def _or_smallest(given: Any) -> Any:
 
 
 def _step(step: Step, env: Environment, outer: Environment, files: _Files) -> dict[str, Any]:
-    """A step in the environment around the runner needs nothing; another one brings its tarball and the wrapper."""
+    """A step in the environment around the runner needs nothing; another one brings its own, and the wrapper."""
     own = env if step.environment is None else prepared(step.environment)
     described: dict[str, Any] = {
         "argv": list(step.argv), "inside": list(step.inside), "env": dict(step.env), "cwd": step.cwd,
         "sidecar": step.sidecar,
     }  # fmt: skip
     if own.identity != outer.identity:
-        name = f"poncho-step-env-{own.identity[:16]}{suffix_of(own.tarball)}"
+        # By other names than the files of the environment around it, some of which may be the same.
+        parts = [(path, f"poncho-step-{name}") for path, name in ship(own.tarball, own.identity).files]
         wrapper = f"poncho-step-wrapper-{wrapper_digest()[:12]}"
-        files.cached(staging.link(name, own.tarball), name)
+        for path, name in parts:
+            files.cached(path, name)
         files.cached(staging.link(wrapper, wrapper_path()), wrapper)
-        described["environment"] = {"tarball": name, "wrapper": wrapper, "identity": own.identity}
+        described["environment"] = {
+            "parts": [name for _, name in parts], "wrapper": wrapper, "identity": own.identity,
+        }  # fmt: skip
     return described
 
 

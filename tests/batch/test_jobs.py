@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from poncho_wq import environment
 from poncho_wq.batch.model import (
     QUEUED_TOO_LONG,
     STALLED,
@@ -25,6 +26,7 @@ from poncho_wq.batch.model import (
     Step,
 )
 from poncho_wq.batch.tasks import Companion
+from poncho_wq.engines.shipping import ship
 from tests.batch.conftest import drive, job, managed, sh, small_environment
 
 Run = Callable[..., dict[str, Any]]
@@ -219,6 +221,20 @@ def test_a_step_in_an_environment_of_its_own(run: Run, tmp_path: Path, kind: str
     done = run(Job(name="a", steps=(sh('ls "$PONCHO_PREFIX/bin"'), step)), kind=kind)
     assert done["a"].words == "completed"
     assert (tmp_path / "b/a/stdout.txt").read_text().split().count("marker") == 1
+
+
+def test_a_step_in_an_environment_that_shares_parts_with_the_job_s(
+    run: Run, tmp_path: Path, shared_cache: Path, kind: str
+) -> None:
+    one, two = (environment({"env": {"WORD": word}}, cache_dir=shared_cache) for word in ("one", "two"))
+    shared = {path for path, _ in ship(one.tarball, one.identity).files} & {
+        path for path, _ in ship(two.tarball, two.identity).files
+    }
+    assert shared
+    paths = [str(each.tarball) for each in (one, two)]
+    steps = tuple(sh("echo $WORD", environment=path) for path in (paths[0], paths[1], paths[0]))
+    assert run(Job(name="a", steps=steps, environment=paths[0]), kind=kind)["a"].words == "completed"
+    assert (tmp_path / "b/a/stdout.txt").read_text() == "one\ntwo\none\n"
 
 
 def test_a_feature_that_no_worker_offers(run: Run, kind: str) -> None:
