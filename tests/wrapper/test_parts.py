@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
@@ -52,6 +53,15 @@ def test_parts_unpack_to_what_one_file_unpacks_to(
         part.unlink()
     done = world.run(*options(parts), "--id", samples.ours.identity, "-d", room / "env", "which-one")
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", ""), "a warm run needs none of them"
+
+
+def test_parts_of_any_name(world: World, samples: Samples, room: Path, tmp_path: Path, unpacked: Tree) -> None:
+    parts = cut(samples.ours, tmp_path / "parts")
+    for number, name in enumerate(("-rf", "a b", "new\nline 5", "$(touch x)", "7 'x'")):
+        parts[number] = parts[number].rename(parts[number].with_name(name))
+    done = world.run(*options(parts), "-d", room / "env", env={"CORES": "2"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(room / "env") == unpacked
 
 
 def test_more_than_nine_parts_stay_in_order(dash: World, room: Path, tmp_path: Path) -> None:
@@ -116,6 +126,26 @@ def test_a_missing_part_is_named(world: World, samples: Samples, room: Path, tmp
     done = world.run(*options(without), "-d", room / "env", "which-one")
     assert (done.returncode, done.stdout) == (125, "")
     assert "damaged" in done.stderr
+
+
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_a_part_that_goes_away_while_it_is_read(
+    dash: World, samples: Samples, room: Path, tmp_path: Path, cores: str
+) -> None:
+    """What is left of the tarball is one that tar takes for whole."""
+    parts = cut(samples.ours, tmp_path / "parts")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    # Only unpacking comes after the manifest was looked at, which reads the first of many parts and no more.
+    (programs / "tar").write_text(f"#!/bin/sh\nrm -f '{parts[2]}'\nsleep 0.2\nexec /usr/bin/tar \"$@\"\n")
+    (programs / "cat").write_text('#!/bin/sh\ncase $# in 0 | 1) ;; *) sleep 1 ;; esac\nexec /usr/bin/cat "$@"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    world = dataclasses.replace(dash, path=f"{programs}:{dash.path}")
+    done = world.run(*options(parts), "-d", room / "env", "which-one", env={"CORES": cores})
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "part 2" in done.stderr
+    assert not (room / "env").exists()
 
 
 def test_a_part_of_another_environment_is_refused(world: World, samples: Samples, room: Path, tmp_path: Path) -> None:
