@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -56,16 +57,16 @@ def index(seconds: float) -> Iterator[Finding]:
 
 
 def _asked() -> str:
+    if wants_no_index(os.environ):
+        return "the configured folder"
     url = _index_url()
-    return redact(url) if url else "the configured folder"
+    return redact(url) if url else "uv's default index"
 
 
 def _index_url() -> str | None:
-    """Where packages come from first; None when that is a folder alone."""
-    if wants_no_index(os.environ):
-        return None
+    """Where packages are configured to come from first; None when that is a folder alone, or left to uv."""
     given = {**os.environ, **uv_variables(os.environ)}
-    return given.get("UV_DEFAULT_INDEX") or given.get("UV_INDEX_URL") or "https://pypi.org/simple"
+    return None if wants_no_index(os.environ) else given.get("UV_DEFAULT_INDEX") or given.get("UV_INDEX_URL")
 
 
 def channels(seconds: float) -> Iterator[Finding]:
@@ -139,8 +140,11 @@ def _proxy(variable: str, value: str, seconds: float, *, offline: bool) -> Findi
 
 
 def clock(seconds: float) -> Iterator[Finding]:
-    """Compare with the time that the index's server tells; nobody else is asked."""
+    """Compare with the time that the index's server tells, or the channel's where the index is left to uv."""
     url = _index_url()
+    if url is None and not wants_no_index(os.environ):
+        with suppress(PonchoError):
+            url = next(iter(served_from(DEFAULT_CHANNEL)), None)
     if url is None or not url.startswith(("http://", "https://")):
         return
     server = redact(urlsplit(url).hostname or url)
