@@ -70,6 +70,7 @@ def test_a_wheel_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_uv_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uv", None)
+    monkeypatch.setenv("PATH", "/nowhere")  # where another one may be
     (found,) = only(program.programs())
     assert "pip install uv" in (found.mend or "")
 
