@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Workers for the tests: the machine's cores, at most 4.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo $$n)
 
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all check docs bench clean
 help:
 	@echo "make demo    a real manager and real workers run a function in an environment built for it"
 	@echo "make test    the tests (about ten minutes on two cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   ruff, mypy --strict, shellcheck"
 	@echo "make fuzz    ten thousand hostile inputs for everything that reads any (an hour; FUZZ=number)"
 	@echo "make soak    twenty thousand tasks on workers that die at any moment, and a manager that dies once"
+	@echo "make docs    these documents as a site, in build/site, and the manual pages in build/man"
 	@echo "make bench   measurements against Debian's tools and conda-pack, as ratios"
 	@echo "make clean   remove what these made (the environment cache stays)"
 
@@ -51,6 +52,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	sh tools/shellcheck
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
+	$(BIN)/python tools/man_pages build/man
+	@echo "build/site/index.html"
 
 bench: $(STAMP) engine
 	$(BIN)/python -m benchmarks $(ARGS)
