@@ -70,7 +70,9 @@ def test_a_wheel_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_uv_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uv", None)
-    monkeypatch.setenv("PATH", "/nowhere")  # where another one may be
+    # Another one may be on PATH, or beside the interpreter, where conda puts it.
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("poncho_wq.build.uv.sys.executable", "/nowhere/python")
     (found,) = only(program.programs())
     assert "pip install uv" in (found.mend or "")
 
