@@ -30,11 +30,13 @@ LARGE = 5_000
 NAMES = ("alpha", "beta", "gamma", "delta", "six", "joblib", "big-one", "big-two")
 
 # What is installed: version of each package that is.
-locks = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4), max_size=len(NAMES))
+locks = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 5), max_size=len(NAMES))
 
 
 def put_version(root: Path, name: str, version: int) -> FileGroup:
-    """A package whose files differ from version to version in every way that files can."""
+    """A package whose files differ from version to version in every way that files can; 5 from 1 by a mode alone."""
+    mode = 0o755 if version == 5 else 0o644
+    version = 1 if version == 5 else version
     module = name.replace("-", "_")
     base = f"{SITE}/{module}"
     info = f"{SITE}/{module}-{version}.dist-info/METADATA"
@@ -44,7 +46,7 @@ def put_version(root: Path, name: str, version: int) -> FileGroup:
     prefixes.put(root, info, f"Name: {name}\nVersion: {version}\n")
     kind = f"{base}/thing"
     if version == 1:
-        prefixes.put(root, kind, "a file", mode=0o644)
+        prefixes.put(root, kind, "a file", mode=mode)
         files.append(kind)
     elif version == 2:
         prefixes.put(root, kind, "a file", mode=0o755)
@@ -147,7 +149,7 @@ def test_many_random_changes(small_scale: None, history: list[dict[str, int]]) -
 
 def test_a_file_that_becomes_a_directory_a_link_and_a_program(small_scale: None, tmp_path: Path) -> None:
     """Each kind of change, there and back, with a neighbour in the same bucket that comes and goes."""
-    check([{"alpha": n} for n in (1, 3, 4, 2, 1)] + [{"alpha": 1, "big-one": 1}, {"big-one": 2}, {}], tmp_path)
+    check([{"alpha": n} for n in (1, 5, 3, 4, 2, 1)] + [{"alpha": 1, "big-one": 1}, {"big-one": 2}, {}], tmp_path)
 
 
 @pytest.mark.slow
