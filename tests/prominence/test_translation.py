@@ -306,6 +306,15 @@ def test_singularity(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("parameters", [3, "ab", {"name": "a"}, [1], ["a"], [["name", "a"]], [None]])
+@pytest.mark.parametrize("kind", ["parameterSweep", "zip"])
+def test_parameters_that_are_no_list_of_objects(kind: str, parameters: object, tmp_path: Path) -> None:
+    factory = {"name": "f", "type": kind, "jobs": ["a"], "parameters": parameters}
+    document = {"jobs": [{"name": "a", "tasks": [{"cmd": "x"}]}], "factories": [factory]}
+    with pytest.raises(BatchError, match="expected a list of parameters, each an object"):
+        translate(document, directory=tmp_path)
+
+
 def test_apptainer_serves_for_singularity_and_artifacts_are_mounted(tmp_path: Path) -> None:
     home = tmp_path / "home"
     found = container(

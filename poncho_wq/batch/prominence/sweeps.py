@@ -24,6 +24,8 @@ def instances(factory: Mapping[str, Any]) -> list[dict[str, str]]:
     parameters: Sequence[Mapping[str, Any]] = factory.get("parameters") or ()
     if not parameters:
         raise ValueError("there are no parameters")
+    if not isinstance(parameters, list | tuple) or not all(isinstance(each, Mapping) for each in parameters):
+        raise ValueError("expected a list of parameters, each an object")
     names: list[Any] = [each.get("name") for each in parameters]
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
