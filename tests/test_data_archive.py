@@ -234,7 +234,7 @@ def test_the_user_may_say_how_much_an_archive_unpacks_to(tmp_path: Path, monkeyp
 def test_a_zstd_bomb_is_not_written_to_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program decompresses into a pipe, and ends when nobody reads any more."""
     bomb = zstd(bytes(50_000_000))
-    monkeypatch.setattr(archive, "_zstd_module", lambda: None)
+    monkeypatch.setattr(zstd_library, "find", lambda: None)
     monkeypatch.setattr(archive, "_SMALL", 1_000_000)
     (tmp_path / "bomb.zst").write_bytes(bomb)
     with pytest.raises(BuildError, match="nobody means"):

@@ -321,11 +321,11 @@ def test_a_manifest_that_would_unpack_to_gigabytes_is_refused_at_once(tmp_path: 
     """After an opening like ours: the flags of a stored member, then blocks that are compressed, 64 MB in 64 kB."""
     import zlib
 
-    from poncho_wq.manifest import _OPENING, GZIP_HEADER
+    from poncho_wq.packing.compression import GZIP_HEADER
 
     packer = zlib.compressobj(9, wbits=-15)
     body = packer.compress(bytes(64 << 20)) + packer.flush()
-    opening = bytearray(_OPENING)
+    opening = bytearray(GZIP_HEADER + bytes(5) + b"poncho/manifest\0")
     opening[len(GZIP_HEADER)] = 0  # a stored block that others follow
     opening[len(GZIP_HEADER) + 1 : len(GZIP_HEADER) + 5] = b"\x10\x00\xef\xff"
     bomb = tmp_path / "env.tar.gz"

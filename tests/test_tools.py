@@ -208,7 +208,7 @@ def test_a_full_disk(what, run, programs, tmp_path, shared_cache):
     cache = small if what == "cache" else shared_cache
     output = small / "e.tar.gz" if what == "output" else tmp_path / "e.tar.gz"
     script = (
-        'mount -t tmpfs -o size=4m none "$1" || exit 77; '
+        'mount -t tmpfs -o size=4m,mode=700 none "$1" || exit 77; '
         'poncho_package_create --cache-dir "$2" spec.json "$3"; s=$?; '
         'echo left: $(find "$1" -name "*.tar.gz" -o -name "*partial*"); exit $s'
     )

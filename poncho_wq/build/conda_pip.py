@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,8 +109,7 @@ def install(
 
 def add(uv: PrefixUv, spec: EnvSpec, lock: Lock, prefix: Path) -> None:
     """Have uv install the locked packages of the index into the linked ``prefix``, as it leaves them."""
-    work = Path(tempfile.mkdtemp(prefix="poncho-uv-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="poncho-uv-", ignore_cleanup_errors=True) as work:
         uv.install(
             [requirement_line(package, spec) for package in lock.packages],
             prefix=prefix,
@@ -119,10 +117,8 @@ def add(uv: PrefixUv, spec: EnvSpec, lock: Lock, prefix: Path) -> None:
             glibc=spec.glibc,
             platform=lock.platform,
             all_hashed=all(package.sha256 for package in lock.packages),
-            work=work,
+            work=Path(work),
         )
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     (prefix / ".lock").unlink(missing_ok=True)  # uv's
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -249,8 +248,6 @@ def _count(number: int, noun: str) -> str:
 @contextmanager
 def _work_directory() -> Iterator[Path]:
     """A private directory for uv's input and output, gone afterwards.  Nothing above it is a project of the user's."""
-    path = Path(tempfile.mkdtemp(prefix="poncho-uv-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    # Python removes it at its end, too, should a Ctrl-C come before the block is entered.
+    with tempfile.TemporaryDirectory(prefix="poncho-uv-", ignore_cleanup_errors=True) as path:
+        yield Path(path)

@@ -486,6 +486,33 @@ def test_simultaneous_first_runs(
     assert beside(directory) == ["env"]
 
 
+def test_simultaneous_first_runs_by_a_link(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path
+) -> None:
+    """Who unpacks takes the user's empty directory away: to the others the link leads nowhere until it is done."""
+    (room / "deep/real").mkdir(parents=True)
+    (room / "a link").symlink_to("deep/on")
+    (room / "deep/on").symlink_to(room / "deep/real")
+    world = slowed(faulty, room.parent)
+    running = []
+    for _ in range(6):
+        running.append(world.start("-e", large.path, "-d", room / "a link", "where"))
+        time.sleep(0.04)
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in running]
+    assert ended == [(f"{room}/deep/real\n", "", 0)] * 6
+    assert tree(room / "deep/real") == large_tree
+    assert beside(room / "deep/real") == ["on", "real"]
+
+
+def test_a_link_that_leads_nowhere(dash: World, samples: Samples, room: Path) -> None:
+    (room / "link").symlink_to("purged\n/env\n")
+    done = dash.run("-e", samples.ours.path, "-d", room / "link", "where")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{room}/purged\n/env\n\n", "")
+    (room / "loop").symlink_to("loop")
+    done = dash.run("-e", samples.ours.path, "-d", room / "loop", "where")
+    assert (done.returncode, done.stderr) == (125, f"poncho_package_run: {room}/loop is not a directory\n")
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_simultaneous_first_runs_where_locks_do_nothing(
     dash: World, large: tarballs.Tarball, large_tree: Tree, room: Path, existing: bool
