@@ -254,7 +254,9 @@ def explain(error: BuildError, indexes: Sequence[str]) -> PonchoError:
             url=_first_url(asked), advice="unset UV_OFFLINE, or build where there is a network", **facts,
         )  # fmt: skip
     if "No solution found" in text:
-        advice = f"asked: {asked}" if "was not found in the p" in text else None
+        # Where something is missing altogether, who was asked matters; elsewhere it is the requirements.
+        missing = "was not found in the p" in text
+        advice = f"asked: {asked}" if missing else "ask for other versions, or leave them open where you can"
         return SolveError(f"no set of packages satisfies the specification: {_reason(lines)}", advice=advice, **facts)
     if "Hash mismatch" in text:
         return BuildError(

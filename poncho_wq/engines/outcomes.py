@@ -100,6 +100,8 @@ def _nothing_left(ending: Ending) -> TaskError:
         message = f"the task's process ended without a result{where} (exit status {status})"
     if signal.SIGKILL in (ending.signal, None if ending.signal == 0 else status) and ending.reason is None:
         advice = "signal 9 often means that the machine was short of memory: specify_memory says what a task needs"
+    if advice is None:
+        advice = "submit it to a poncho_wq.LocalQueue to see it happen on this machine"
     said = ending.said.strip()
     if said:
         message += "; it said:\n" + (said if len(said) <= _TAIL else "…" + said[-_TAIL:])
