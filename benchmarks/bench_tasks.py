@@ -1,31 +1,23 @@
 """Function tasks through real Work Queue, fresh and warm: against Debian's ``PythonTask`` with the same environment,
 and against plain ``true``, the fastest that the queue itself can do.  All rates are measured in turn, on a memory file
-system where there is one; what the manager pays for a task is measured on disk, in a process of its own.
+system where there is one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row, Unavailable, in_turn, ratio_row, seconds
+from benchmarks.harness import Row, in_turn, ratio_row, seconds
 from benchmarks.peers import debian_work_queue, numpy_environment
 from poncho_wq import PonchoTask
 from poncho_wq.engines.workers import LocalWorkers
 
 SHALLOW, DEEP = 16, 600
 ROUNDS = 3
-SUBMITS, WAITING = 10_000, 100_000
-UPSTREAM_SUBMITS = 1_000
-FEW, MANY = 500, 10_000
 
 # Of no module, so that both sides send them by value: no worker can import this file.
 FUNCTIONS = """
@@ -103,7 +95,7 @@ def drive(queue: Any, make: Callable[[int], Any], count: int, depth: int) -> flo
 
 
 def rows() -> Iterator[Row]:
-    """Tasks a second, one worker of two cores; what a waiting task costs the manager; the executor with many calls."""
+    """Tasks a second, one worker of two cores."""
     wq = debian_work_queue()
     env = numpy_environment()
     place = tempfile.mkdtemp(prefix="poncho-bench-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
@@ -113,11 +105,9 @@ def rows() -> Iterator[Row]:
     tempfile.tempdir = place
     try:
         yield from _rates(wq, env, place)
-        yield from _executor(env, place)
     finally:
         os.environ["PATH"], tempfile.tempdir = path, temporary
         shutil.rmtree(place, ignore_errors=True)
-    yield from _manager()
 
 
 def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
@@ -125,10 +115,10 @@ def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
     make = makers(wq, env)
     environ = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "TMPDIR": place}
     counts = {
-        ("true", SHALLOW): 600, ("upstream", SHALLOW): 20,
-        ("fresh no-op", SHALLOW): 100, ("fresh numpy", SHALLOW): 30, ("fresh pandas", SHALLOW): 16,
-        ("warm no-op", SHALLOW): 400, ("warm numpy", SHALLOW): 200, ("warm pandas", SHALLOW): 150,
-        ("true", DEEP): 1200, ("warm no-op", DEEP): 1200,
+        ("true", SHALLOW): 300, ("upstream", SHALLOW): 10,
+        ("fresh no-op", SHALLOW): 50, ("fresh numpy", SHALLOW): 15, ("fresh pandas", SHALLOW): 8,
+        ("warm no-op", SHALLOW): 200, ("warm numpy", SHALLOW): 100, ("warm pandas", SHALLOW): 80,
+        ("true", DEEP): 1000, ("warm no-op", DEEP): 1000,
     }  # fmt: skip
     with LocalWorkers(queue.port, count=1, cores=2, environ=environ, directory=place):
         arms = {
@@ -152,88 +142,3 @@ def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
     yield row("warm pandas", "warm no-op", ">= 0.4x (2.5 times the cost)")
     yield row("warm no-op", "true", ">= 0.3x")
     yield row("warm no-op", "true", ">= 0.6x", DEEP)
-
-
-def _executor(env: Any, place: str) -> Iterator[Row]:
-    """Whether a long list of calls costs each of them more than a short one: four workers of one core."""
-    from poncho_wq.futures import Executor
-
-    nothing = functions()["nothing"]
-    with Executor("work_queue", workers=4, environment=env, warm=True, directory=place) as pool:
-
-        def rate(count: int) -> float:
-            return count / seconds(lambda: list(pool.map(nothing, range(count))))
-
-        rate(FEW)
-        few, many = [rate(FEW)], [rate(MANY)]
-        few.append(rate(FEW))
-        yield ratio_row(
-            f"executor, warm, {MANY} calls, 4 workers", many, [statistics.mean(few)], unit="calls/s",
-            peer_name=f"{FEW} calls", target=">= 0.8x",
-        )  # fmt: skip
-
-
-def _manager() -> Iterator[Row]:
-    def one(kind: str, count: int) -> dict[str, float]:
-        return _in_a_process(kind, count)
-
-    rounds = [(one("fresh no-op", SUBMITS), one("upstream", UPSTREAM_SUBMITS)) for _ in range(3)]
-    ours, theirs = [[found["microseconds"] for found in side] for side in zip(*rounds, strict=True)]
-    yield ratio_row(
-        "manager, to make and submit one, on disk", ours, theirs, unit="µs", target="<= 40 µs",
-        peer_name="PythonTask + environment",
-        note=f"files for each waiting task: {rounds[0][0]['files']:g}, theirs {rounds[0][1]['files']:g}",
-    )  # fmt: skip
-    warm = [one("warm no-op", SUBMITS)["microseconds"] for _ in range(3)]
-    yield Row(name="the same, warm", ours=statistics.median(warm), peer=None, unit="µs", ratio=None, pairs=3)
-    big = one("fresh no-op", WAITING)
-    yield Row(
-        name=f"memory of {WAITING} waiting tasks", ours=big["megabytes"], peer=None, unit="MB", ratio=None, pairs=1,
-        target="<= 650 MB", note=f"{big['microseconds']:.0f} µs each to make and submit",
-    )  # fmt: skip
-
-
-def _in_a_process(kind: str, count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="poncho-bench-", dir="/var/tmp") as place:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.bench_tasks", kind, str(count)], text=True, capture_output=True,
-            env={**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}", "TMPDIR": place}, check=False,
-        )  # fmt: skip
-    if done.returncode:
-        raise Unavailable(f"the manager failed: {done.stderr[-500:]}")
-    return dict(json.loads(done.stdout))
-
-
-def _submit_many(kind: str, count: int) -> None:
-    """In a process of its own: what ``count`` waiting tasks cost it in time, memory and files."""
-    wq: Any = debian_work_queue()
-    make = makers(wq, numpy_environment())[kind]
-    queue = wq.WorkQueue(0)
-    kept = [make(i) for i in range(5)]
-    for task in kept:
-        queue.submit(task)
-    place = Path(tempfile.gettempdir())
-    files, memory = sum(1 for _ in place.rglob("*")), _resident()
-
-    def all_of_them() -> None:
-        for i in range(count):
-            task = make(i)
-            kept.append(task)
-            queue.submit(task)
-
-    spent = seconds(all_of_them)
-    found = {
-        "microseconds": 1e6 * spent / count,
-        "megabytes": _resident() - memory,
-        "files": (sum(1 for _ in place.rglob("*")) - files) / count,
-    }
-    print(json.dumps(found))
-
-
-def _resident() -> float:
-    """Megabytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-if __name__ == "__main__":
-    _submit_many(sys.argv[1], int(sys.argv[2]))

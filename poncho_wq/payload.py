@@ -49,7 +49,7 @@ _AT_ONCE = 64 * 1024
 ARGUMENTS_NAME = "poncho-arguments"
 RESULT_NAME = "poncho-result"
 # What the runner leaves on stdout instead of in a file, and its exit status when it did write the file.
-_MARK = "\n=poncho-result= "
+_LINE = "\n=poncho-result= {} "
 RESULT_IN_FILE = 120
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -222,15 +222,17 @@ def _shipped(content: bytes, modules: frozenset[str]) -> Arguments:
     return Arguments(file=staging.OwnFile("-arguments", content), modules=modules)
 
 
-def split_said(said: str) -> tuple[str, str | None]:
-    """A task's stdout without the runner's line, and that line's base64 text; None when there is none."""
-    start = said.rfind(_MARK)
-    if start < 0:
+def split_said(said: str, mark: str) -> tuple[str, str | None]:
+    """A task's stdout without the runner's line, and that line's base64 text; None when there is none.
+
+    ``mark`` is the task's own, so that nothing that a function prints is taken for its result.
+    """
+    line = _LINE.format(mark)
+    start = said.rfind(line)
+    end = said.find("\n", start + len(line))
+    if start < 0 or end < 0:
         return said, None
-    end = said.find("\n", start + len(_MARK))
-    if end < 0:
-        return said, None
-    return said[:start] + said[end + 1 :], said[start + len(_MARK) : end]
+    return said[:start] + said[end + 1 :], said[start + len(line) : end]
 
 
 def load_said(text: str) -> Outcome:

@@ -10,9 +10,9 @@ is installed here.
 
 ``--warm HOME``: start a warm server there, unless there is one; see ``poncho_wq/warm/__init__.py``.
 
-RESULT is a file.  ``+RESULT``: or, when the process ends with status 0, a line of stdout, ``=poncho-result= BASE64``,
-which costs the manager and the worker much less.  A result that is too long for that, or of a function that has put
-something else in the place of stdout, is in the file, and the status is 120 then.
+RESULT is a file.  ``+MARK:RESULT``: or, when the process ends with status 0, a line of stdout,
+``=poncho-result= MARK BASE64``, which costs the manager and the worker much less.  A result that is too long for that,
+or of a function that has put something else in the place of stdout, is in the file, and the status is 120 then.
 
 A result is written whole or not at all.  Its first line is ``poncho-result 1 KIND A B``, then A bytes of traceback and
 B bytes of message (both UTF-8), then a pickle.  Kinds, and this process's exit status:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FORMAT = b"poncho-result 1 %s %d %d\n"
-_MARK = b"\n=poncho-result= "
+_LINE = b"\n=poncho-result= %s %s"
 IN_FILE = 120
 # Bytes of a result on stdout: the manager holds them in memory, and the worker sends them with its news.
 _INLINE = 16 * 1024
@@ -421,13 +421,14 @@ def _write(result_file: str, kind: bytes, text: str, message: str, *value: Any, 
     A file is published by rename: a process that is killed while writing leaves none.
     """
     trace, words = text.encode("utf-8", "replace"), message.encode("utf-8", "replace")
-    inline = result_file[:1] == "+" and not status
-    file = _Short(result_file.lstrip("+"), _INLINE if inline else 0)
+    mark, _, name = result_file.rpartition(":")
+    inline = bool(mark) and not status
+    file = _Short(name, _INLINE if inline else 0)
     try:
         file.write(_FORMAT % (kind, len(trace), len(words)) + trace + words)
         for item in value:
             _dump(item, file)
-        if inline and _print_result(file):
+        if inline and _print_result(mark, file):
             return 0
         file.publish()
     except BaseException:
@@ -485,7 +486,7 @@ class _Short:
             pass
 
 
-def _print_result(file: _Short) -> bool:
+def _print_result(mark: str, file: _Short) -> bool:
     """Whether the result is on stdout now: in one piece, since the function may have left others who write there."""
     if file.file is not None:
         return False
@@ -495,7 +496,7 @@ def _print_result(file: _Short) -> bool:
         found = os.fstat(1)
         if _is_other_stdout(found) or found.st_size > _MOST_SAID:
             return False
-        line = _MARK + binascii.b2a_base64(bytes(file.content))
+        line = _LINE % (mark[1:].encode(), binascii.b2a_base64(bytes(file.content)))
         return os.write(1, line) == len(line)
     except OSError:
         return False

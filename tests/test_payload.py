@@ -533,10 +533,10 @@ def _said(function: Any, *args: Any, result: Path, status: int = 0) -> tuple[str
     shipped, arguments = payload.pickle_function(function), payload.pickle_arguments(args, {})
     out = result.parent / "out"
     with out.open("wb") as file:
-        argv = [sys.executable, "-s", program.runner_program().path, shipped.path, arguments.word, f"+{result.name}"]
+        argv = [sys.executable, "-s", program.runner_program().path, shipped.path, arguments.word, f"+m1:{result.name}"]
         done = subprocess.run(argv, cwd=result.parent, stdout=file, stderr=file, check=False, timeout=60)
     assert done.returncode == status, out.read_text()
-    said, text = payload.split_said(out.read_text())
+    said, text = payload.split_said(out.read_text(), "m1")
     return said, None if text is None else payload.load_said(text)
 
 
@@ -588,15 +588,16 @@ def test_an_exception_is_in_the_file(result: Path) -> None:
     [
         ("", "", None),
         ("words\n", "words\n", None),
-        ("\n=poncho-result= gA==\n", "", "gA=="),
-        ("a\n=poncho-result= gA==\nb", "ab", "gA=="),
-        ("=poncho-result= gA==\n", "=poncho-result= gA==\n", None),
-        ("\n=poncho-result= x\n\n=poncho-result= y\n", "\n=poncho-result= x\n", "y"),
-        ("cut\n=poncho-result= gA", "cut\n=poncho-result= gA", None),
+        ("\n=poncho-result= m1 gA==\n", "", "gA=="),
+        ("a\n=poncho-result= m1 gA==\nb", "ab", "gA=="),
+        ("=poncho-result= m1 gA==\n", "=poncho-result= m1 gA==\n", None),
+        ("\n=poncho-result= m2 x\n", "\n=poncho-result= m2 x\n", None),
+        ("\n=poncho-result= m1 x\n\n=poncho-result= m1 y\n", "\n=poncho-result= m1 x\n", "y"),
+        ("cut\n=poncho-result= m1 gA", "cut\n=poncho-result= m1 gA", None),
     ],
 )
 def test_the_line_in_what_was_said(said: str, rest: str, text: str | None) -> None:
-    assert payload.split_said(said) == (rest, text)
+    assert payload.split_said(said, "m1") == (rest, text)
 
 
 @given(st.text(alphabet="=abgA \n", max_size=40))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # One argument of an exec is at most 128 KiB on Linux (MAX_ARG_STRLEN), and the whole command is one argument of
 # `sh -c`; quoting may lengthen it.  A longer command travels as a file.
 COMMAND_LIMIT = 32 * 1024
+_MARK = os.urandom(4).hex() + "."
 
 UnpackTo = Literal["worker", "node"]
 
@@ -147,6 +148,11 @@ class Job:
             self._arguments = payload.pickle_calls(calls, reach.by_value)
         self._code = local_code.pack_local(reach)
         self._result = staging.OwnFile("-result")
+
+    @property
+    def mark(self) -> str:
+        """By which this task's result is known among what it says on stdout."""
+        return _MARK + os.path.basename(self._result.path)
 
     @property
     def code_size(self) -> int:
@@ -296,7 +302,8 @@ class Job:
         cached = attached.cached
         runner = runner_program()
         arguments, pickled = self._arguments, self._function_file
-        words = f"{pickled.name} {arguments.word} {'+' if attached.says_results else ''}{payload.RESULT_NAME}"
+        result = f"+{self.mark}:{payload.RESULT_NAME}" if attached.says_results else payload.RESULT_NAME
+        words = f"{pickled.name} {arguments.word} {result}"
         place = ""
         if self._code is not None:
             refuse_shadowing(self._code.modules, env)

@@ -351,7 +351,7 @@ class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is which
     def std_output(self) -> Any:
         """The task's stdout and stderr, as text; None before it is done."""
         said = self._all_said()
-        return said if said is None or self._job.function is None else payload.split_said(said)[0]
+        return said if said is None or self._job.function is None else payload.split_said(said, self._job.mark)[0]
 
     def _all_said(self) -> Any:
         return self._said if self._said is not None else self._inner.std_output
@@ -385,7 +385,7 @@ class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is which
             return None
         run = struct.taskid, struct.time_when_done
         if self._verdict is None or self._verdict[0] != run:
-            said, result = payload.split_said(self._all_said() or "")
+            said, result = payload.split_said(self._all_said() or "", self._job.mark)
             ending = Ending(
                 status=struct.return_status,
                 said=said,
