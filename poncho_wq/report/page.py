@@ -148,7 +148,7 @@ def _bytes(report: Report) -> str:
                 name,
                 (("cold", float(total.sent), f"{amount(total.sent)} from the manager"),
                  ("warm", float(total.fetched), f"{amount(total.fetched)} from other workers")),
-                f"{amount(total.sent + total.fetched)}: {workers} × {amount(size)}",
+                f"{amount(total.sent + total.fetched)} to {workers} of them; one weighs {amount(size)}",
             )
         )  # fmt: skip
     drawn = stacks(rows, label="bytes sent for each environment")
@@ -157,7 +157,9 @@ def _bytes(report: Report) -> str:
 
 def _how_counted(report: Report) -> str:
     if report.counted:
-        return "Counted: this engine's log does not tell what was sent. Each worker is sent an environment once."
+        return (
+            "Counted: this engine's log does not tell what was sent. A worker is sent each part of an environment once."
+        )
     return ""
 
 
