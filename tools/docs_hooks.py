@@ -14,7 +14,7 @@ COMMANDS = (
     ("poncho-wq", "cache"), *(("poncho-wq", "cache", each) for each in ("list", "info", "verify", "gc", "rm")),
     ("poncho-wq", "doctor"), ("poncho-wq", "report"), ("poncho-wq", "batch"),
     *(("poncho-wq", "batch", each) for each in ("template", "run", "status", "pull", "kill", "rerun")),
-    ("poncho-wq", "demo"),
+    ("poncho-wq", "completion"), ("poncho-wq", "demo"),
 )  # fmt: skip
 _MARK = re.compile(r"<!-- commands: .*? -->")
 

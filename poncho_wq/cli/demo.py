@@ -51,14 +51,20 @@ def _stations(count: int) -> list[tuple[str, list[float]]]:
     ]
 
 
-@errors_to_status
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0 when every task gave its result, 1 otherwise, 2 for bad usage."""
-    started = time.time()
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options."""
     ap = argparse.ArgumentParser(prog=prog, description=__doc__)
     ap.add_argument("--engine", choices=("auto", "work_queue", "local"), default="auto")
     ap.add_argument("--workers", type=int, default=2, metavar="N", help="how many one-core workers (default: 2)")
     ap.add_argument("--tasks", type=int, default=8, metavar="N", help="how many tasks (default: 8)")
+    return ap
+
+
+@errors_to_status
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit status: 0 when every task gave its result, 1 otherwise, 2 for bad usage."""
+    started = time.time()
+    ap = parser(prog)
     args = ap.parse_args(argv)
     if args.workers < 1 or args.tasks < 1:
         ap.error("--workers and --tasks take a number from 1")

@@ -19,12 +19,13 @@ COMMANDS = {
     "doctor": ("poncho_wq.cli.doctor", "look at this machine: what is wrong, and the command that mends it"),
     "batch": ("poncho_wq.cli.batch", "run batches of jobs described in a file"),
     "report": ("poncho_wq.cli.report", "what the environments of a recorded run cost"),
+    "completion": ("poncho_wq.cli.completion", "print what a shell needs to complete these commands"),
     "demo": ("poncho_wq.cli.demo", "a manager and workers run a function in an environment built for it"),
 }
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
     return f"usage: poncho-wq COMMAND …\n\n{rows}\n\nponcho-wq COMMAND --help tells more."
 
 

@@ -140,3 +140,28 @@ def test_manual_pages(tmp_path: Path) -> None:
             )
             assert done.stderr == "", path.name
             assert "--help" in re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout), path.name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["poncho-wq", "do"], {"doctor"}),
+        (["poncho-wq", "env", "l"], {"lock"}),
+        (["poncho-wq", "cache", "gc", "--max"], {"--max-size"}),
+        (["poncho-wq", "report", "--h"], {"--help", "--html"}),
+        (["/some/where/poncho_package_create", "--comp"], {"--compression"}),
+        (["poncho-wq", "doctor", "a"], {"a b.json"}),
+    ],
+)
+def test_bash_completes(words: list[str], expected: set[str], tmp_path: Path) -> None:
+    from poncho_wq.cli.completion import script as completion
+
+    (tmp_path / "a b.json").touch()
+    program = completion() + (
+        'COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))\n_poncho_wq\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(
+        ["bash", "-c", program, "bash", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.splitlines()) == expected
+    assert done.stderr == ""
