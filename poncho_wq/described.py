@@ -117,7 +117,11 @@ def _runtime_files(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]
         try:
             with path.open("rb") as file:
                 file.seek(manifest.member + layer.offset)
-                data = b"".join(form_of(manifest.compression).content(file, layer.length))
+                data = bytearray()
+                for piece in form_of(manifest.compression).content(file, layer.length):
+                    data += piece
+                    if len(data) > layer.unpacked:  # or it could be any number of gigabytes
+                        raise Damaged(f"layer {layer.name} holds more than its manifest says")
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None

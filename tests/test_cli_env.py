@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -16,6 +18,7 @@ from poncho_wq.comparing import matchspec_name
 from poncho_wq.importers import read_spec
 from poncho_wq.lock import Lock, LockedPackage
 from poncho_wq.lockfile import LockFile
+from poncho_wq.manifest import LayerRef, Manifest, end_member
 from poncho_wq.pack import pack
 from poncho_wq.packing.compression import COMPRESSIONS
 from poncho_wq.packing.layers import LayerStore
@@ -182,3 +185,14 @@ def test_diff_of_tarballs_says_what_is_sent(
 def test_the_name_in_a_matchspec() -> None:
     for text in ("numpy", "numpy=1", "conda-forge::numpy >=1", "numpy[md5=x]", "numpy==1=b", "https://e.org/c::numpy"):
         assert matchspec_name(text) == "numpy"
+
+
+def test_a_tarball_whose_specification_is_a_bomb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is read into memory, so no further than the manifest says."""
+    packed = gzip.compress(bytes(50 << 20), mtime=0)
+    digest = hashlib.sha256(bytes(50 << 20)).hexdigest()
+    layer = LayerRef(offset=0, length=len(packed), unpacked=1024, digest=digest, name="runtime")
+    manifest = Manifest(platform="linux-64", python=None, glibc=None, unpacked=0, files=0, layers=(layer,))
+    (tmp_path / "t.tar.gz").write_bytes(manifest.first_member() + packed + end_member())
+    assert main(["show", str(tmp_path / "t.tar.gz")]) == 1
+    assert "layer runtime holds more than its manifest says" in capsys.readouterr().err

@@ -21,7 +21,7 @@ import pytest
 from poncho_wq.build.uv import find_uv
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -39,6 +39,7 @@ _ZSTD_BLOCK = 16384
 _ZSTD_LEVEL = 3
 
 _PIECE = 1 << 20
+_COMPRESSED_PIECE = 1 << 16
 # A first member is read whole into memory; one line for each of a million relocated files stays below this.
 _LONGEST = 1 << 28
 
@@ -116,7 +117,8 @@ class Form(ABC):
 def _decoded(stream: BinaryIO, length: int, decoder: Any, error: type[Exception]) -> Iterator[bytes]:
     """What ``decoder``, an object like ``zlib.decompressobj()`` that raises ``error``, makes of ``length`` bytes."""
     left = length
-    while left and not decoder.eof and (piece := stream.read(min(left, _PIECE))):
+    # Little at a time: what a piece unpacks to is held in memory, and may be a thousand times as much.
+    while left and not decoder.eof and (piece := stream.read(min(left, _COMPRESSED_PIECE))):
         left -= len(piece)
         try:
             content = decoder.decompress(piece)

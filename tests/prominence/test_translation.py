@@ -315,6 +315,25 @@ def test_parameters_that_are_no_list_of_objects(kind: str, parameters: object, t
         translate(document, directory=tmp_path)
 
 
+def test_null_is_what_was_not_said(tmp_path: Path) -> None:
+    plain = {"name": "a", "tasks": [{"cmd": "x"}]}
+    nothing = {
+        "resources": dict.fromkeys(("memory", "memoryPerCpu", "disk", "walltime")),
+        "policies": dict.fromkeys(
+            ("maximumTaskRetries", "maximumRetries", "maximumTimeInQueue", "priority", "placement")
+        ),
+        **dict.fromkeys(("labels", "inputs", "artifacts", "outputFiles", "outputDirs", "notifications")),
+    }
+    task = {**dict.fromkeys(("image", "env", "workdir", "procsPerNode", "type", "runtime")), "cmd": "x"}
+    assert (
+        translate({**plain, **nothing, "tasks": [task]}, directory=tmp_path).batch
+        == translate(plain, directory=tmp_path).batch
+    )
+    workflow = {"name": "w", "jobs": [plain]}
+    empty = {"policies": {"maximumRetries": None}, "dependencies": None, "factories": None, "factory": None}
+    assert translate({**workflow, **empty}, directory=tmp_path).batch == translate(workflow, directory=tmp_path).batch
+
+
 def test_apptainer_serves_for_singularity_and_artifacts_are_mounted(tmp_path: Path) -> None:
     home = tmp_path / "home"
     found = container(

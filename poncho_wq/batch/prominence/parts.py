@@ -86,7 +86,7 @@ class Resources:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Resources:
         keys = {"memoryPerCpu": "memory_per_cpu"}
-        return cls(**{keys.get(key, key): value for key, value in document.items()})
+        return cls(**{keys.get(key, key): value for key, value in document.items() if value is not None})
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ class JobPolicies:
         names = {key: name for name, key in _JOB_POLICIES.items()}
         # The client wrote it like this.
         names["ignoreTaskTailures"] = "ignore_task_failures"
-        return cls(**{names[key]: value for key, value in document.items() if key in names})
+        return cls(**{names[key]: value for key, value in document.items() if key in names and value is not None})
 
 
 @dataclass(slots=True)
@@ -181,7 +181,7 @@ class WorkflowPolicies:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkflowPolicies:
         names = {key: name for name, key in _WORKFLOW_POLICIES.items()}
-        return cls(**{names[key]: value for key, value in document.items() if key in names})
+        return cls(**{names[key]: value for key, value in document.items() if key in names and value is not None})
 
 
 _WORKFLOW_POLICIES = {"maximum_retries": "maximumRetries", "leave_in_queue": "leaveInQueue"}

@@ -253,7 +253,7 @@ def _policies(job: Mapping[str, Any], workflow: Mapping[str, Any] | None) -> Pol
     limit = given.maximum_time_in_queue
     return Policies(
         step_retries=given.maximum_task_retries,
-        job_retries=max(given.maximum_retries, (workflow or {}).get("maximumRetries", 0)),
+        job_retries=max(given.maximum_retries, (workflow or {}).get("maximumRetries") or 0),
         ignore_step_failures=given.ignore_task_failures,
         fail_on_exit=workflow is not None and not given.report_job_success_on_task_failure,
         retry_on_exit=workflow is None and not given.report_job_success_on_task_failure,
