@@ -33,7 +33,8 @@ def validated(environment: Environment) -> Environment:
     Raises ``EngineError`` when the tarball lacks what TaskVine calls on a worker, ``CorruptTarball`` when it cannot be
     read to its end.
     """
-    if environment.spec_hash is not None:
+    # One with a manifest is ours, wherever it lies now; tarfile, reading a stream, ends where its first member does.
+    if environment.spec_hash is not None or environment.platform is not None:
         return environment
     facts = environment.tarball.stat()
     python = _inspect(environment.tarball, facts.st_size, facts.st_mtime_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -62,3 +63,12 @@ def test_a_tarball_cut_short(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CorruptTarball):
         validated(poncho_wq.environment(path))
+
+
+def test_a_tarball_of_ours_by_its_path(shared_cache: Path, tmp_path: Path) -> None:
+    """Of many gzip members, of which a stream of tarfile's reads the first."""
+    copy = tmp_path / "env.tar.gz"
+    shutil.copyfile(poncho_wq.environment({"env": {"WORD": "one"}}, cache_dir=shared_cache).tarball, copy)
+    ours = poncho_wq.environment(copy)
+    assert ours.spec_hash is None
+    assert validated(ours) is ours
