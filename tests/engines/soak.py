@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
+from poncho_wq.engines.workers import LocalWorkers
 from tests.conftest import ROOT
 from tests.engines.soaking import an_environment, below, kill_one
 from tests.wheelhouse import write_wheel
@@ -70,11 +70,10 @@ class Soak:
     """One run, in a directory of its own."""
 
     def __init__(
-        self, directory: Path, *, engine: str, tasks: int, workers: int, seed: int, pauses: str = "0.5,1,2,4",
+        self, directory: Path, *, tasks: int, workers: int, seed: int, pauses: str = "0.5,1,2,4",
         minutes: float = 24 * 60,
     ) -> None:  # fmt: skip
         self._directory = directory
-        self._engine = engine
         self._until = time.monotonic() + minutes * 60
         self._chance = random.Random(seed)
         self._pauses = [float(each) for each in pauses.split(",")]
@@ -86,7 +85,7 @@ class Soak:
             write_wheel(directory / "wheels", "soaked", version, {"soaked.py": f'VERSION = "{version}"\n'})
         made = [an_environment(directory / "tarballs", number, parts=200) for number in range(TARBALLS)]
         plan = {
-            "engine": engine, "tasks": tasks, "workers": workers, "port": 0,
+            "tasks": tasks, "workers": workers, "port": 0,
             "environments": [(str(path), f"environment {n}", digest) for n, (path, digest) in enumerate(made)],
         }  # fmt: skip
         self._plan = plan
@@ -108,8 +107,7 @@ class Soak:
             self._write_plan()
             with LocalWorkers(
                 port, count=self.figures.workers, directory=self._directory / "workers", environ=environ,
-                program=TASKVINE if self._engine == "taskvine" else WORK_QUEUE, options=("--disk", "4000", "--memory",
-                "2000"),
+                options=("--disk", "4000", "--memory", "2000"),
             ) as workers:  # fmt: skip
                 manager = self._disturb(manager, workers)
         finally:
@@ -123,9 +121,10 @@ class Soak:
     def _start_manager(self) -> subprocess.Popen[bytes]:
         (self._directory / "port").unlink(missing_ok=True)
         environ = {
-            **os.environ, "TMPDIR": str(self._directory / "manager-tmp"),
-            "PONCHO_CACHE_DIR": str(self._directory / "cache"), "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(self._directory / "wheels"),
+            # where the engine's binding may be, which the tests take out of their own environment
+            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TMPDIR": str(self._directory / "manager-tmp"), "PONCHO_CACHE_DIR": str(self._directory / "cache"),
+            "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self._directory / "wheels"),
         }  # fmt: skip
         with (self._directory / "log").open("ab") as log:
             return subprocess.Popen(
@@ -215,17 +214,16 @@ class Soak:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the soak and print its figures.")
-    parser.add_argument("--engine", choices=("work_queue", "taskvine"), default="work_queue")
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--pauses", default="0.5,1,2,4", help="seconds between two kills, of which one is drawn")
     parser.add_argument("--minutes", type=float, default=24 * 60, help="after these no more tasks are begun")
     given = parser.parse_args()
-    print(f"soak: {given.engine}, {given.tasks} tasks, {given.workers} workers, seed {given.seed}", flush=True)
+    print(f"soak: Work Queue, {given.tasks} tasks, {given.workers} workers, seed {given.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         soak = Soak(
-            Path(name).resolve(), engine=given.engine, tasks=given.tasks, workers=given.workers, seed=given.seed,
+            Path(name).resolve(), tasks=given.tasks, workers=given.workers, seed=given.seed,
             pauses=given.pauses, minutes=given.minutes,
         )  # fmt: skip
         figures = soak.run()

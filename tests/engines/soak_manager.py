@@ -17,7 +17,7 @@ from typing import Any
 from poncho_wq.engines.opened import open_engine
 
 EDIT_EVERY = 250  # submissions
-MEMORY_EVERY = 100  # results
+MEMORY_EVERY = 20  # results
 HELPER = "VERSION = {version}\n\n\ndef square(number):\n    return number * number + VERSION\n"
 
 
@@ -57,7 +57,7 @@ class Manager:
     def run(self) -> None:
         todo = [number for number in range(self._plan["tasks"]) if number not in self._done]
         todo.reverse()
-        with open_engine(self._plan["engine"], port=self._plan["port"], directory=self._directory / "own") as engine:
+        with open_engine("work_queue", port=self._plan["port"], directory=self._directory / "own") as engine:
             (self._directory / "port").write_text(str(engine.queue.port))
             waiting: dict[int, int] = {}
             while todo or waiting:
@@ -80,18 +80,15 @@ class Manager:
         if which == len(environments):
             # The pin changes twice in the course of all tasks, whoever is manager then.
             pin = f"{1 + 3 * number // self._plan['tasks']}.0"
-            task = engine.PonchoTask(pinned, number, environment={"pip": [f"soaked=={pin}"]}, **self._place("node"))
+            task = engine.PonchoTask(pinned, number, environment={"pip": [f"soaked=={pin}"]}, unpack_to="node")
             self._expected[number] = (number * number + self._version, pin, "")
         else:
             tarball, name, digest = environments[which]
             where = "node" if which == len(environments) - 1 else "worker"
-            task = engine.PonchoTask(work, number, environment=tarball, **self._place(where))
+            task = engine.PonchoTask(work, number, environment=tarball, unpack_to=where)
             self._expected[number] = (number * number + self._version, name, digest)
         task.collect_environment_stats()
         return task
-
-    def _place(self, where: str) -> dict[str, str]:
-        return {} if self._plan["engine"] == "taskvine" else {"unpack_to": where}
 
     def _keep(self, number: int, task: Any) -> None:
         stats = task.environment_stats

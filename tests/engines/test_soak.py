@@ -107,12 +107,11 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("engine", ["work_queue", "taskvine"])
-def test_a_manager_that_dies_too_while_code_and_pins_change(engine: str, tmp_path: Path) -> None:
+def test_a_manager_that_dies_too_while_code_and_pins_change(tmp_path: Path) -> None:
     """`make soak` does this with twenty thousand tasks on twenty workers."""
-    needed(engine)
+    needed("work_queue")
     tasks = int(os.environ.get("PONCHO_SOAK_TASKS", "300"))
-    figures = Soak(tmp_path, engine=engine, tasks=tasks, workers=4, seed=1).run()
+    figures = Soak(tmp_path, tasks=tasks, workers=4, seed=1).run()
     print(figures)
     assert figures.wrong == []
     assert figures.left == []
