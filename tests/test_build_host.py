@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from poncho_wq.build import Prefix, builder_for, elf
-from poncho_wq.build.host import HostBuilder, check_glibc, list_files
+from poncho_wq.build.host import HostBuilder, check_glibc, group_files, list_files
 from poncho_wq.build.interpreter import Interpreter
 from poncho_wq.build.libraries import stays_behind
 from poncho_wq.errors import BuildError, SpecError
@@ -487,3 +487,22 @@ def test_a_package_compiled_here_runs_elsewhere(
     cached = [elf.read(path) for path in cache.rglob("code.so")]
     assert cached, "uv keeps what it built"
     assert all(facts.runpath for facts in cached), "the file in uv's cache, which others share, was changed"
+
+
+def test_the_interpreter_s_group_is_the_same_with_and_without_packages(tmp_path: Path) -> None:
+    """Else the first package would change the largest layer: an empty directory is an entry, and a full one is none."""
+    site = f"lib/{RUNNING.library}/site-packages"
+    (tmp_path / site).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text("")
+    of_interpreter = list_files(tmp_path)
+    assert of_interpreter == ["bin/python3", f"{site}/"]
+    without = group_files(RUNNING, tmp_path, of_interpreter, [])
+    (tmp_path / site / "x.py").write_text("")
+    with_one = group_files(RUNNING, tmp_path, of_interpreter, [])
+    assert [(group.kind, group.files) for group in without] == [
+        ("interpreter", ("bin/python3",)), ("other", (f"{site}/",)),
+    ]  # fmt: skip
+    assert [(group.kind, group.files) for group in with_one] == [
+        ("interpreter", ("bin/python3",)), ("other", (f"{site}/x.py",)),
+    ]  # fmt: skip

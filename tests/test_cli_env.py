@@ -169,10 +169,10 @@ def test_diff_of_tarballs_says_what_is_sent(
     changed, sent = capsys.readouterr().out.splitlines()
     assert changed == "~ env       WORD one → two"
     assert sent.startswith("to send     ")
-    assert sent.endswith(f" of {two.size:,} bytes (2 of 3 parts)")
+    assert sent.endswith(f" of {two.size:,} bytes (2 of 4 parts)")
     assert main(["diff", "--json", str(one.tarball), str(two.tarball)]) == 0
     found = json.loads(capsys.readouterr().out)["sending"]
-    assert (found["size"], found["parts"], found["all_parts"]) == (two.size, 2, 3)
+    assert (found["size"], found["parts"], found["all_parts"]) == (two.size, 2, 4)
     assert 0 < found["bytes"] < two.size / 100
     assert main(["diff", str(one.tarball), str(one.tarball)]) == 0
     assert capsys.readouterr().out == f"to send     nothing of {one.size:,} bytes\n"

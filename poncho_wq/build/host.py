@@ -211,7 +211,8 @@ def group_files(
         groups.append(
             FileGroup(name=distribution.name, version=distribution.version, kind="pip", files=tuple(sorted(mine)))
         )
-    base = left.intersection(of_interpreter)
+    # Empty without packages and not there with any: a layer that has it would change with the first package.
+    base = left.intersection(of_interpreter) - {f"lib/{python.library}/site-packages/"}
     groups.insert(0, FileGroup(name="python", version=python.version, kind="interpreter", files=tuple(sorted(base))))
     if left - base:
         groups.append(FileGroup(name="other", version=None, kind="other", files=tuple(sorted(left - base))))
