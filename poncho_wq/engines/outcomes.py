@@ -81,7 +81,6 @@ def _nothing_left(ending: Ending) -> TaskError:
     """The process left no result: it was ended, or never began."""
     where = f" on {ending.host}" if ending.host else ""
     status = ending.status
-    advice = None
     if ending.reason is not None:
         message = f"the task has no result: {ending.reason}{where}"
     elif ending.signal:
@@ -100,8 +99,10 @@ def _nothing_left(ending: Ending) -> TaskError:
         message = f"the task's process ended without a result{where} (exit status {status})"
     if signal.SIGKILL in (ending.signal, None if ending.signal == 0 else status) and ending.reason is None:
         advice = "signal 9 often means that the machine was short of memory: specify_memory says what a task needs"
-    if advice is None:
+    elif ending.signal is None:
         advice = "submit it to a poncho_wq.LocalQueue to see it happen on this machine"
+    else:
+        advice = "what it printed before is in the task's std_output"
     said = ending.said.strip()
     if said:
         message += "; it said:\n" + (said if len(said) <= _TAIL else "…" + said[-_TAIL:])

@@ -385,8 +385,9 @@ def test_through_symlinks(world: World, samples: Samples, room: Path) -> None:
         expected = os.path.realpath(room / directory)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
     assert (room / "direct").is_symlink()
+    # Scratch space that was purged, say; and it is what a link to an empty directory is while another run fills it.
     (room / "nowhere").symlink_to("gone")
-    assert world.run("-e", samples.ours.path, "-d", room / "nowhere", "where").returncode == 125
+    assert world.run("-e", samples.ours.path, "-d", room / "nowhere", "where").stdout == f"{room}/gone\n"
 
 
 def test_a_moved_directory(world: World, samples: Samples, room: Path) -> None:
