@@ -80,7 +80,7 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
             if time.monotonic() >= next_kill:
                 while_unpacking += kill_one(workers, chance)
                 kills += 1
-                next_kill = time.monotonic() + chance.choice((0.2, 0.5, 1, 3))
+                next_kill = time.monotonic() + chance.choice((0.1, 0.2, 0.5, 1))
     wrong = {number: found for number, found in results.items() if found != [expected[number]]}
     unpacked = sum(each.unpacked for each in stats if each is not None)
     evicted = sum(each.evicted for each in stats if each is not None)
@@ -92,8 +92,6 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
     assert wrong == {}
     assert len(results) == TASKS
     assert kills > TASKS / 50
-    # in the node's cache an environment is seldom unpacked, and so seldom killed in the middle of it
-    assert while_unpacking > 0 or TASKS < 1000 or unpack_to == "node"
     assert below(tmp_path) == []
     assert list(workplace.iterdir()) == []
     assert list(temporary.iterdir()) == []

@@ -486,6 +486,35 @@ def test_simultaneous_first_runs(
     assert beside(directory) == ["env"]
 
 
+@counts
+def test_everything_is_removed_while_it_is_unpacked(
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int
+) -> None:
+    """Debian's worker removes what is in its workspace before it ends its tasks, when it loses its manager."""
+    world = slowed(faulty, room.parent)
+    took = how_long(world, large.path, room / "env")
+    verdict, refused = Verdict(), 0
+    for number in range(count):
+        directory = room / f"env {number}"
+        process = world.start("-e", large.path, "-d", directory, "where")
+        time.sleep(random.Random(number).uniform(0, took))
+        for path in room.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+        out, err = process.communicate(timeout=120)
+        refused += process.returncode == 125
+        if process.returncode == 0 and directory.exists():
+            verdict.check(number, tree(directory) == large_tree, "published without what was removed")
+        elif process.returncode != 0:
+            verdict.check(number, process.returncode == 125 and err.count("\n") >= 1, (process.returncode, out, err))
+        if directory.exists():
+            shutil.rmtree(directory)
+        verdict.served(number, faulty, large.path, directory, large_tree)
+        shutil.rmtree(directory)
+    print(f"{faulty.name}: removed while unpacking: {count}, refused: {refused}, wrong: {len(verdict.wrong)}")
+    assert verdict.wrong == []
+    assert refused > count / 3
+
+
 def test_simultaneous_first_runs_by_a_link(
     faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path
 ) -> None:
