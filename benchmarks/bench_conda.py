@@ -22,6 +22,7 @@ from poncho_wq.cache import Cache
 from poncho_wq.errors import PonchoError
 from poncho_wq.lock import Lock
 from poncho_wq.pack import pack
+from poncho_wq.progress import silent
 from poncho_wq.spec import EnvSpec
 from tests.conda.channel import MINOR, make_large_channel
 
@@ -154,7 +155,7 @@ def _linking(bench: Bench) -> Iterator[Row]:
     def solve_link_and_add() -> None:
         solved, prefix = bench.builder.lock(bench.spec, _quiet), bench.fresh()
         bench.builder.link(solved.conda, prefix, _quiet)
-        conda_pip.add(bench.builder._uv(), bench.with_pip, lock, prefix)
+        conda_pip.add(bench.builder._uv(silent), bench.with_pip, lock, prefix)
 
     def by_hand() -> float:
         return seconds(lambda: bench.by_hand(pip=True))
