@@ -170,19 +170,14 @@ class Job:
         """Replace a command task's text.  Raises ``EngineError`` for a function task, and for a text with a NUL."""
         if self.function is not None:
             raise EngineError("a function task has no command to specify")
-        if self.plan is not None:
-            raise EngineError("the task has been submitted: its command can no longer change")
+        self._refuse_when_planned("its command")
         if "\0" in command:
             raise EngineError("a command cannot hold a NUL character")
         self.command = command
 
     def set_environment(self, E: EnvironmentLike) -> None:
         """The environment to run in.  Raises ``EngineError`` after submission."""
-        if self.plan is not None:
-            raise EngineError(
-                "the task has been submitted: its environment can no longer change",
-                advice="call specify_environment before submit, or submit a clone",
-            )
+        self._refuse_when_planned("its environment")
         self._given = E
 
     def set_unpack_to(self, where: UnpackTo) -> None:

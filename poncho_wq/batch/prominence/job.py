@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poncho_wq.batch.model import State
+from poncho_wq.batch.prominence.created import Created
 from poncho_wq.batch.prominence.parts import Artifact, InputFile, JobPolicies, Notification, Resources, Task
 from poncho_wq.errors import EngineError
 
@@ -19,18 +20,18 @@ STATUS = {
     State.COMPLETED: "completed", State.FAILED: "failed", State.KILLED: "killed", State.DELETED: "deleted",
     State.SKIPPED: "failed",
 }  # fmt: skip
-FINAL = ("completed", "failed", "killed", "deleted")
 
 
-class Job:
+class Job(Created):
     """A job: tasks one after the other in one directory, on one worker.
 
     ``Job(id)`` is one that was created before, in whatever process.  A property that PROMINENCE does not have cannot
     be set.
     """
 
+    _KIND = "job"
     __slots__ = (
-        "_id", "artifacts", "input_files", "labels", "name", "notifications", "output_directories", "output_files",
+        "artifacts", "input_files", "labels", "name", "notifications", "output_directories", "output_files",
         "policies", "resources", "tasks",
     )  # fmt: skip
 
@@ -49,11 +50,6 @@ class Job:
         if id is not None:
             self._describe(_description(id))
             self._id = id
-
-    @property
-    def id(self) -> int | None:
-        """Its number, None before it is created."""
-        return self._id
 
     @property
     def status(self) -> str | None:
@@ -80,17 +76,6 @@ class Job:
 
         _, jobs = client.create(self.to_dict(), "job")
         (self._id,) = jobs.values()
-
-    def wait(self, timeout: float = 0) -> None:
-        """Wait until it is over, at most ``timeout`` seconds (0: without limit)."""
-        from poncho_wq.batch.prominence import client
-
-        self._number()
-        client.wait(self.done, timeout)
-
-    def done(self) -> bool:
-        """Whether it is over."""
-        return self.status in FINAL
 
     def delete(self) -> bool:
         """End it; False when it was over."""
@@ -171,13 +156,6 @@ class Job:
         }  # fmt: skip
         return {**found, **{key: value for key, value in more.items() if value}}
 
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Job:
-        """A new job from PROMINENCE's JSON."""
-        made = cls()
-        made._describe(document)
-        return made
-
     def _describe(self, document: Mapping[str, Any]) -> None:
         get = document.get
         self.name = get("name") or ""
@@ -190,11 +168,6 @@ class Job:
         self.output_directories = list(get("outputDirs") or ())
         self.policies = JobPolicies.from_dict(get("policies") or {})
         self.notifications = [Notification.from_dict(each) for each in get("notifications") or ()]
-
-    def _number(self) -> int:
-        if self._id is None:
-            raise EngineError("the job has not been created", advice="call create() first")
-        return self._id
 
     def _record(self) -> Any:
         from poncho_wq.batch.prominence import client

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from poncho_wq.batch.model import State
+from poncho_wq.batch.prominence.created import Created
 from poncho_wq.batch.prominence.factories import Dependency, Factory
-from poncho_wq.batch.prominence.job import FINAL, Job, set_id
+from poncho_wq.batch.prominence.job import Job, set_id
 from poncho_wq.batch.prominence.parts import Notification, WorkflowPolicies
 from poncho_wq.errors import EngineError
 
 
-class Workflow:
+class Workflow(Created):
     """Jobs, which of them wait for which, and factories that make many of one.
 
     ``Workflow(id)`` is one that was created before, in whatever process.
     """
 
-    __slots__ = ("_id", "dependencies", "factories", "jobs", "labels", "name", "notifications", "policies")
+    _KIND = "workflow"
+    __slots__ = ("dependencies", "factories", "jobs", "labels", "name", "notifications", "policies")
 
     def __init__(self, id: int | None = None) -> None:
         self._id: int | None = None
@@ -39,11 +41,6 @@ class Workflow:
                 raise EngineError(f"there is no workflow {id}")
             self._describe(document)
             self._is(id, {job.name: job.id for job in jobs})
-
-    @property
-    def id(self) -> int | None:
-        """Its number, None before it is created."""
-        return self._id
 
     @property
     def status(self) -> str | None:
@@ -70,17 +67,6 @@ class Workflow:
         from poncho_wq.batch.prominence import client
 
         self._is(*client.create(self.to_dict(), "workflow"))
-
-    def wait(self, timeout: float = 0) -> None:
-        """Wait until it is over, at most ``timeout`` seconds (0: without limit)."""
-        from poncho_wq.batch.prominence import client
-
-        self._number()
-        client.wait(self.done, timeout)
-
-    def done(self) -> bool:
-        """Whether it is over."""
-        return self.status in FINAL
 
     def delete(self) -> bool:
         """End all of its jobs; False when they were over."""
@@ -127,13 +113,6 @@ class Workflow:
         found: dict[str, Any] = {"name": self.name, "jobs": [job.to_dict() for job in self.jobs]}
         return {**found, **{key: value for key, value in more.items() if value}}
 
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Workflow:
-        """A new workflow from PROMINENCE's JSON."""
-        made = cls()
-        made._describe(document)
-        return made
-
     def _describe(self, document: Mapping[str, Any]) -> None:
         from poncho_wq.batch.prominence.checking import factories_of
 
@@ -153,8 +132,3 @@ class Workflow:
         self._id = number
         for job in self.jobs:
             set_id(job, jobs.get(job.name))
-
-    def _number(self) -> int:
-        if self._id is None:
-            raise EngineError("the workflow has not been created", advice="call create() first")
-        return self._id
