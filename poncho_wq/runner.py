@@ -583,6 +583,10 @@ def _open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
+def _leaving(status: int) -> None:
+    """Nothing is left to do but to end."""
+
+
 def _end(status: int, before: set[str] | None) -> None:
     """End as the interpreter does: threads, exit functions, streams; but do not take every module apart.
 
@@ -599,6 +603,7 @@ def _end(status: int, before: set[str] | None) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             if _open_descriptors() <= before:
+                _leaving(status)
                 os._exit(status)
     except BaseException:
         # Whatever it is, the interpreter will meet it again, and knows what to do.
@@ -611,7 +616,7 @@ def _run(words: list[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     if words[0] == "--serve":
-        _warm_code("starting", "fitness", "child", "server")
+        _warm_code("starting", "fitness", "order", "children", "child", "server")
         globals()["serve"](words[1], words[2], int(words[3]), words[4:])
     try:
         before: set[str] | None = _open_descriptors()

@@ -25,7 +25,7 @@ from poncho_wq.engines.shipping import Shipment, ship
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
 from poncho_wq.program import runner_program, warm_client
-from poncho_wq.warm.wanted import Warm, modules_of, survives_fork
+from poncho_wq.warm.wanted import Warm, group_of, modules_of, survives_fork
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -312,7 +312,9 @@ class Job:
             client = warm_client()
             cached = (*cached, (client.path, client.name))
             # The shell asks the warm server.  It goes on where there is none, and where that cannot do it.
-            command = f"_poncho_id={attached.warm}-{runner.digest[:8]}; set -- {words}; . ./{client.name}; "
+            assert self._reach is not None
+            server = f"{attached.warm}-{runner.digest[:8]}-{group_of(modules_of(self._reach))}"
+            command = f"_poncho_id={server}; set -- {words}; . ./{client.name}; "
             command += f'{start}--warm "$_poncho_warm" "$@"{place}'
         else:
             command = start + words + place

@@ -10,14 +10,20 @@ THE STORY.  Work Queue's worker W runs tasks, each as ``sh -c COMMAND``, the lea
       Then it publishes its FIFOs by renaming ``cur``, and waits.
   T2  reads ``cur``, claims a reply FIFO by creating a file that must not exist, and sends one line: its pid, the slot,
       and the words that its runner would have been given.
-  C   is S's child for T2.  It enters T2's process group, takes T2's working directory, environment variables,
-      descriptors, umask and limits from /proc and pidfd_getfd, says "started", and is from then on what T2's Python
-      would have been, with the imports done.  If anything at all is odd before "started", C ends, and T2 runs as T1
-      did.
-  S   reaps C and tells T2 how it ended; T2 ends in the same way.
+  C   is a child that S has forked before anybody asked: what a process writes to for the first time after a fork is
+      copied then, and C does that while it waits, by doing what all tasks do on nothing.  S reads of T2, from /proc and
+      by pidfd_getfd, what C will need (environment variables, umask, limits, streams) and sends it.  C enters T2's
+      process group and directory, says "started", and is from then on what T2's Python would have been, with the
+      imports done.  If anything at all is odd before "started", C ends, and T2 runs as T1 did.
+      When it is done, C notes that in memory that it shares with S, tells T2 its status, and ends: giving its memory
+      back takes as long as the task did.  Nothing of the task's is open any more then.
+  S   reaps C, and tells T2 how it ended if C could not; T2 ends in the same way.
   W   kills T2's group (cancel, lost manager): C is in it.  W kills T2's pid alone (running_time_max): S sees it by T2's
       pidfd and kills the group.  S dies: T2 finds the end of its reply FIFO, and kills its group with itself.
       W dies, or its directory goes, or nothing has come for a while: S ends.
+
+One server for each environment, number of threads and group of imported packages, at most eight for a worker: a fork
+costs by what the process has loaded.  The least recently used one makes room.
 
 Why no task sees another's state: S never runs a task's function, nor unpickles anything of it; it imports installed
 modules by name, as the environment has them, and no file of a task.  What C does happens in C's memory.  Random number
@@ -31,6 +37,8 @@ So a task under Work Queue's resource monitor runs fresh.
     client.sh     the shell's part: built-ins only, since every process that it starts would cost as much as the child
     server.py     S: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
     fitness.py    whether S may be forked after an import: no threads, nothing that all children would share
+    order.py      what C needs to know of T2, read by S
+    children.py   how S forks C, and has one wait
     child.py      how C takes T2's place
     starting.py   how T1 starts S
 """

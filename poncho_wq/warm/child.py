@@ -9,112 +9,113 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _pickle
+    from _socket import socket
     from typing import Any
 
-    from poncho_wq.warm.server import _Task
+    from poncho_wq.runner import _FORMAT, _dump, _end, _Loader, _open_descriptors, _Short, main
+    from poncho_wq.warm.children import _received
+    from poncho_wq.warm.order import _Odd, _Start, _wanted_changes
+    from poncho_wq.warm.server import _Server
 
-# Variables that are read when Python or a library starts: a child cannot have others than its server.
-_SENSITIVE = (
-    b"PYTHON", b"LD_", b"LC_", b"LANG", b"TZ", b"OMP_", b"KMP_", b"GOMP_", b"MKL_", b"OPENBLAS_", b"GOTO_", b"BLIS_",
-    b"NUMEXPR_", b"NUMBA_", b"VECLIB_", b"NPY_", b"MPL", b"MALLOC_", b"GLIBC_", b"CUDA_", b"NVIDIA_", b"HIP_", b"ROCR_",
-    b"HOME", b"XDG_", b"CCTOOLS_", b"SSL_", b"OPENSSL_",
-)  # fmt: skip
-_TEMPORARY = (b"TMPDIR", b"TEMP", b"TMP")
-_PIDFD_GETFD = 438
+# What a task's child has said so far.
+NOTHING, STARTED, ENDED = range(3)
 
 
-class _Odd(Exception):
-    """Something about the task that the server cannot do as a fresh interpreter would."""
+def _live(server: _Server, line: socket, highest: int) -> None:
+    """Wait for whom to be, and become what that client's Python would be; never returns.
 
-
-class _Start:
-    """What is the same for all children of a server, and so found out once.
-
-    ``environ`` and ``limits`` are those that the server was started with, ``activated`` the names of what the
-    environment's activation sets.
+    ``highest``: the greatest descriptor that is open.
     """
-
-    def __init__(self, prefix: str) -> None:
-        import resource
-
-        # A child that imports a module pays as much as for all else that it does.
-        self.resource = resource
-        self.environ = _environ_of("/proc/self")
-        self.limits = _content("/proc/self/limits")
-        self.prefix = os.fsencode(prefix)
-        body = _content(prefix + "/poncho/ready").partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
-        self.activated: list[bytes] = []
-        if body.strip() != b":":
-            import re
-
-            self.activated = sorted(set(re.findall(rb"(?m)^(?:export )?([A-Za-z_][A-Za-z0-9_]*)=", body)))
-
-
-def _content(path: str) -> bytes:
-    """A small file, without the ceremony of Python's own."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = os.read(fd, 1 << 16)
-        while more := os.read(fd, 1 << 16):
-            found += more
-        return found
+        # Below are the lock and the worker.
+        os.closerange(3, line.fileno())
+        os.closerange(line.fileno() + 1, highest + 1)
+        server.gc.enable()
+        _refresh()
+        _rehearse()
+        content, fds = _received(line)
+        if not content:
+            os._exit(0)
+        order = server.marshal.loads(content)
+        _take_place(order, fds, server.start)
+        client, slot, words = order["client"], order["slot"], order["words"]
+        reply = f"{server.place}/reply.{slot}"
+        server.said[slot] = STARTED
+        _tell(reply, f"{client} started {os.getpid()}\n")
+    except BaseException as odd:
+        server.note(odd)
+        os._exit(1)
+    try:
+
+        def leaving(status: int) -> None:
+            # Giving its memory back takes a while, for which the client need not wait. For threads it does.
+            if not sys.modules["_thread"]._count():
+                os.chdir("/")
+                os.closerange(0, 3)
+                # First: who sees the client go must not take this process for one whose task was killed.
+                server.said[slot] = ENDED
+                _tell(reply, f"{client} exit {status & 0xFF}\n")
+
+        globals()["_leaving"] = leaving
+        before = _open_descriptors()
+        sys.argv[1:] = words
+        if len(words) > 3:
+            words.append(server.workspace)
+        _end(main(words), before)
+    except SystemExit:
+        raise
+    except BaseException:
+        os._exit(1)
+
+
+def _tell(path: str, words: str) -> None:
+    """One line to a client, by a FIFO that is opened for it alone: what the task starts must not hold it open."""
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, words.encode())
     finally:
         os.close(fd)
 
 
-def _environ_of(proc: str) -> dict[bytes, bytes]:
-    """The variables that a process was started with."""
-    return dict(item.split(b"=", 1) for item in _content(proc + "/environ").split(b"\0") if b"=" in item)
-
-
-def _kept_environ(environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    return {name: value for name, value in environ.items() if name.startswith(_SENSITIVE)}
-
-
-def _take_place(task: _Task, getfd: Any, start: _Start) -> None:
+def _take_place(order: dict[str, Any], fds: list[int], start: _Start) -> None:
     """Be in the client's group, directory and environment, with its streams, umask, limits and priority.
 
-    Raises ``_Odd`` or ``OSError`` when that cannot be had exactly.
+    ``fds``: the client's pidfd, and its three streams.  Raises ``_Odd`` or ``OSError`` when that cannot be had exactly.
     """
-    client, proc = task.client, f"/proc/{task.client}"
-    if os.stat(proc).st_uid != os.getuid():
-        raise _Odd("not a process of ours")
-    _take_environ(proc, start)
+    client, clientfd = order["client"], fds[0]
+    _take_environ(order, start)
     # Work Queue makes its task the leader of a group from outside, which fails when the task's shell is quicker.
     os.setpgid(0, client if os.getpgid(client) == client else 0)
-    os.chdir(proc + "/cwd")
-    _take_limits(client, proc, start)
-    _take_streams(task, proc, getfd)
+    os.chdir(f"/proc/{client}/cwd")
+    os.umask(order["umask"])
+    if "nice" in order:
+        os.setpriority(os.PRIO_PROCESS, 0, order["nice"])
+    if "affinity" in order:
+        os.sched_setaffinity(0, order["affinity"])
+    for kind, limit in order["limits"]:
+        start.resource.setrlimit(kind, limit)
+    for number, fd in enumerate(fds[1:]):
+        os.dup2(fd, number)
+        os.close(fd)
     # Whoever had that pid may have died, and another have got it, while we looked: then none of this was the client's.
-    if select.select([task.clientfd], [], [], 0)[0]:
+    if select.select([clientfd], [], [], 0)[0]:
         raise _Odd("the client has gone")
+    os.close(clientfd)
 
 
-def _take_environ(proc: str, start: _Start) -> None:
-    theirs, initial, prefix = _environ_of(proc), start.environ, start.prefix
-    # As the wrapper does it; see `_poncho_exec` there.
-    for name in (b"PYTHONPATH", b"PYTHONHOME"):
-        theirs.pop(name, None)
-    theirs[b"PONCHO_PREFIX"] = theirs[b"CONDA_PREFIX"] = prefix
-    path = theirs.get(b"PATH")
-    if b":" not in prefix:
-        theirs[b"PATH"] = prefix + b"/bin" + (b":" + path if path else b"")
-    if start.activated:
+def _take_environ(order: dict[str, Any], start: _Start) -> None:
+    if "environ" in order:
+        changed, gone = order["environ"]
+    else:
+        theirs = order["activate"]
         theirs.update(_activation(start.activated, theirs))
-    odd = _kept_environ(theirs).items() ^ _kept_environ(initial).items()
-    if odd:
-        names = ", ".join(sorted({name.decode(errors="replace") for name, _ in odd}))
-        raise _Odd(f"variables that are read when Python starts are not the server's: {names}")
-    # What Python, or a module, has set here when it started or was imported, it would have set there.
+        changed, gone = _wanted_changes(theirs, start)
     ours = os.environb
-    for name, value in ours.items():
-        if initial.get(name) != value and theirs.get(name) == initial.get(name) and name not in _TEMPORARY:
-            theirs[name] = value
-    for name in [name for name in ours if name not in theirs]:
+    for name in gone:
         del ours[name]
-    for name, value in theirs.items():
-        if ours.get(name) != value:
-            ours[name] = value
+    for name, value in changed.items():
+        ours[name] = value
 
 
 def _activation(names: list[bytes], environ: dict[bytes, bytes]) -> dict[bytes, bytes]:
@@ -134,33 +135,6 @@ def _activation(names: list[bytes], environ: dict[bytes, bytes]) -> dict[bytes, 
     return dict(zip(names, found))  # noqa: B905 # strict= is Python 3.10's
 
 
-def _take_limits(client: int, proc: str, start: _Start) -> None:
-    os.umask(int(_content(proc + "/status").partition(b"\nUmask:")[2].split(None, 1)[0], 8))
-    nice = os.getpriority(os.PRIO_PROCESS, client)
-    if nice != os.getpriority(os.PRIO_PROCESS, 0):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    if os.sched_getaffinity(client) != os.sched_getaffinity(0):
-        os.sched_setaffinity(0, os.sched_getaffinity(client))
-    if _content(proc + "/limits") == start.limits:
-        return
-    resource = start.resource
-    for kind in {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}:
-        limit = resource.prlimit(client, kind)
-        if limit != resource.getrlimit(kind):
-            resource.setrlimit(kind, limit)
-
-
-def _take_streams(task: _Task, proc: str, getfd: Any) -> None:
-    found = []
-    for number, flags in ((3, os.O_RDONLY), (8, os.O_WRONLY | os.O_APPEND), (9, os.O_WRONLY | os.O_APPEND)):
-        fd = getfd(_PIDFD_GETFD, task.clientfd, number, 0) if getfd is not None else -1
-        # Forbidden (Yama, seccomp): the file by its name.  To its end, where the other descriptor has written to.
-        found.append(fd if fd >= 0 else os.open(f"{proc}/fd/{number}", flags | os.O_NOCTTY))
-    for number, fd in enumerate(found):
-        os.dup2(fd, number)
-        os.close(fd)
-
-
 def _refresh() -> None:
     """Python's own generator seeds itself after a fork; numpy's global one does not.  Nor is $TMPDIR the server's."""
     tempfile = sys.modules.get("tempfile")
@@ -171,13 +145,16 @@ def _refresh() -> None:
         numpy.seed()
 
 
-def _system_call() -> Any:
-    """``syscall`` of the C library; None where it cannot be had."""
-    try:
-        import ctypes
+def _rehearse() -> None:
+    """Do what every task does, on nothing: memory that is written to for the first time after a fork is copied then,
+    which is better done before a task waits for it."""
+    import binascii
+    import io
 
-        call = ctypes.CDLL(None).syscall
-        call.restype = ctypes.c_long
-        return call
-    except Exception:
-        return None
+    function, args = _Loader(io.BytesIO(_pickle.dumps((len, ("",)), 4))).load()
+    short = _Short("", 1 << 16)
+    short.write(_FORMAT % (b"value", 0, 0))
+    _dump(function(*args), short)
+    binascii.b2a_base64(bytes(short.content))
+    os.environb[b"PONCHO_PREFIX"] = os.environb[b"PONCHO_PREFIX"]
+    _open_descriptors()

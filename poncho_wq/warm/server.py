@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import Any
 
-    from poncho_wq.runner import _end, _open_descriptors, main
-    from poncho_wq.warm.child import _TEMPORARY, _content, _refresh, _Start, _system_call, _take_place
+    from poncho_wq.warm.child import ENDED, NOTHING, _live
+    from poncho_wq.warm.children import _Children
     from poncho_wq.warm.fitness import UNFIT, _can_fork, _is_fit, _shared_state
+    from poncho_wq.warm.order import _TEMPORARY, _close, _content, _Odd, _order, _Start, _streams
     from poncho_wq.warm.starting import ANY, unfit
 
 SLOTS = 64
@@ -65,19 +66,20 @@ class _Server:
         self.prefix = os.environ["PONCHO_PREFIX"]
         # A child imports nothing for itself: that would cost it as much as all the rest.
         import gc
+        import marshal
 
-        self.gc = gc
+        self.gc, self.marshal = gc, marshal
         self.start = _Start(self.prefix)
         self.lock = 3  # held for as long as this process lives
         self.parent = os.pidfd_open(parent)
         self.requests = -1
         self.replies: list[int] = []
-        self.started = _shared_bytes(SLOTS)
-        self.getfd = _system_call()
+        self.said = _shared_bytes(SLOTS)
         self.seen: set[bytes] = set()
         self.imported: set[str] = set()
         self.tasks: dict[int, _Task] = {}
         self.poll = select.poll()
+        self.children = _Children(self.live, self.poll)
         self.leaving = self.is_child = False
         self.used = time.monotonic()
         self.served = self.refused = 0
@@ -174,13 +176,21 @@ class _Server:
         """Serve until there is a reason not to."""
         looked = time.monotonic()
         while not (self.leaving and not self.tasks):
+            asked = False
             for fd, _ in self.poll.poll(LOOK * 1000):
                 if fd == self.parent:
                     return
                 if fd == self.requests:
-                    self.read()
+                    asked = True
                 elif fd in self.tasks:
                     self.look_after(fd)
+                elif self.children.spare is not None and fd == self.children.spare.fd:
+                    self.children.forget()
+            if asked:
+                # Last: it opens descriptors, whose numbers others had for which there was something to say.
+                self.read()
+            if not self.leaving:
+                self.children.have_spare()
             now = time.monotonic()
             if self.tasks:
                 self.used = now
@@ -194,6 +204,8 @@ class _Server:
         try:
             with open(self.home + "/cur", encoding="utf-8") as file:
                 mine = file.read().strip() == str(os.getpid())
+                if mine and now - self.used < LOOK:
+                    os.utime(file.fileno())  # by which the least recently used one is found
             self.sweep()
             self.report()
         except OSError:
@@ -251,32 +263,37 @@ class _Server:
             self.free(slot)
             return
         self.used = time.monotonic()
-        clientfd = os.pidfd_open(client)
-        task = _Task(client, clientfd, slot)
+        task = _Task(client, os.pidfd_open(client), slot)
+        fds = [task.clientfd]
         try:
-            fit = not self.leaving and self.environment_is_there() and self.know(client, words[3])
-        except OSError:
-            fit = False
-        if not fit:
-            os.close(clientfd)
+            if self.leaving or not self.environment_is_there() or not self.know(client, words[3]):
+                raise _Odd("leaving, or unfit for the function")
+            order = _order(client, self.start)
+            fds += _streams(client, task.clientfd, self.start.getfd)
+            order["slot"], order["words"] = slot, [word.decode() for word in words[3:]]
+            self.said[slot] = NOTHING
+            child = self.children.sent(self.marshal.dumps(order), fds)
+        except (OSError, ValueError, _Odd) as odd:
+            self.note(odd)
             self.refuse(task)
+            _close(fds)
             return
-        self.started[slot] = 0
-        task.child = os.fork()
-        if task.child == 0:
-            self.child(task, [word.decode() for word in words[3:]])
-        try:
-            task.childfd = os.pidfd_open(task.child)
-        except OSError:
-            # Unwatched it must not be; it may have begun, so that it cannot be done again.
-            os.kill(task.child, signal.SIGKILL)
-            os.waitpid(task.child, 0)
-            os.close(clientfd)
-            self.reply(task, f"signal {signal.SIGKILL:d}")
-            return
-        for fd in (task.childfd, clientfd):
+        _close(fds[1:])
+        child.line.close()
+        task.child, task.childfd = child.pid, child.fd
+        for fd in (task.childfd, task.clientfd):
             self.tasks[fd] = task
             self.poll.register(fd, select.POLLIN)
+
+    def live(self, line: socket, ours: int) -> None:
+        """In a child: what it does.  Never returns."""
+        self.is_child = True
+        _live(self, line, max(ours, self.parent, self.requests, *self.replies, *self.tasks))
+
+    def note(self, odd: BaseException) -> None:
+        """The last reason for a task to run fresh, for who looks."""
+        with open(self.home + "/refused", "w", encoding="utf-8") as file:
+            file.write(f"{type(odd).__name__}: {odd}\n")
 
     def know(self, client: int, function: bytes) -> bool:
         """Import what a function's file names, when it comes for the first time."""
@@ -288,13 +305,13 @@ class _Server:
             modules = file.readline(4096).decode().split()[3:]
         if not self.may_import(modules):
             return False
-        before = set(self.imported)
+        if self.imported.issuperset(modules):
+            self.seen.add(function)
+            return True
+        self.children.forget()
         # Clients and children come and go.
         self.own = _shared_state()
-        fit = self.learn(modules)
-        if fit and self.imported - before:
-            fit = self.settle()
-        if not fit:
+        if not (self.learn(modules) and self.settle()):
             # Tasks of other functions find another server.
             self.leave()
             return False
@@ -312,6 +329,8 @@ class _Server:
             if task.childfd < 0:
                 self.free(task.slot)
                 return
+            if self.said[task.slot] == ENDED:
+                return  # and will be gone in a moment
             # The child is not reaped yet, so that its group cannot be another's.
             self.kill(task)
             return
@@ -322,11 +341,12 @@ class _Server:
         del self.tasks[fd]
         os.close(fd)
         task.childfd = -1
-        if not self.started[task.slot]:
+        if self.said[task.slot] == NOTHING:
             self.refuse(task)
         else:
             self.served += 1
             how = "exit" if ended.si_code == os.CLD_EXITED else "signal"
+            # Also where the child has said it: it may have been killed while it did. A client hears one.
             self.reply(task, f"{how} {ended.si_status}")
         if task.clientfd < 0:
             self.free(task.slot)
@@ -377,6 +397,7 @@ class _Server:
         """Take no more tasks; those that run are looked after to their end."""
         if not self.leaving:
             self.leaving = True
+            self.children.forget()
             self.unpublish()
 
     def unpublish(self) -> None:
@@ -389,6 +410,7 @@ class _Server:
 
     def end(self) -> None:
         """Kill what runs, and remove what is ours."""
+        self.children.forget()
         for task in set(self.tasks.values()):
             if task.childfd >= 0:
                 self.kill(task)
@@ -401,42 +423,6 @@ class _Server:
             os.rmdir(self.place + ".gone")
         except OSError:
             pass
-
-    # -- the child
-
-    def child(self, task: _Task, words: list[str]) -> None:
-        """Become what the client's Python would be; never returns."""
-        status = 1
-        try:
-            highest = max(self.requests, task.clientfd, *self.replies, *self.tasks)
-            # Below are the lock and the worker.
-            reply = os.dup2(self.replies[task.slot], 3, inheritable=False)
-            task.clientfd = os.dup2(task.clientfd, 4, inheritable=False)
-            os.closerange(5, highest + 1)
-            _take_place(task, self.getfd, self.start)
-            os.close(task.clientfd)
-            self.gc.enable()
-            _refresh()
-            self.started[task.slot] = 1
-            os.write(reply, f"{task.client} started {os.getpid()}\n".encode())
-            os.close(reply)
-            del self.started
-        except BaseException as odd:
-            with open(self.home + "/refused", "w", encoding="utf-8") as file:
-                file.write(f"{type(odd).__name__}: {odd}\n")
-            os._exit(1)
-        try:
-            self.is_child = True
-            before = _open_descriptors()
-            sys.argv[1:] = words
-            if len(words) > 3:
-                words.append(self.workspace)
-            status = main(words)
-            _end(status, before)
-        except SystemExit:
-            raise
-        except BaseException:
-            os._exit(1)
 
 
 def _shared_bytes(size: int) -> Any:

@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Servers of one worker, one for each environment, number of threads and group of packages.
+MOST_SERVERS = 8
 # A name that stands for every module, in the list of those that no server may import.
 ANY = "*"
 
@@ -57,6 +59,7 @@ def _start(home: str, program: str, workspace: str, modules: Sequence[str]) -> b
         os.close(lock)
         return False  # another task starts one
     try:
+        _make_room(os.path.dirname(home))
         # Nothing of the server's may lie in the task's directory, which goes with the task.
         copy = home + "/" + os.path.basename(program)
         with open(program, "rb") as file, open(copy + ".new", "wb") as target:
@@ -67,6 +70,23 @@ def _start(home: str, program: str, workspace: str, modules: Sequence[str]) -> b
     finally:
         os.close(lock)
     return True
+
+
+def _make_room(workspace: str) -> None:
+    """Take the pointers to all but the most recently used servers away, which end when they see that."""
+    used = []
+    for name in os.listdir(workspace):
+        if name.startswith("poncho-warm-"):
+            try:
+                used.append((os.stat(f"{workspace}/{name}/cur").st_mtime, name))
+            except OSError:
+                pass  # it has none
+    used.sort(reverse=True)
+    for _, name in used[MOST_SERVERS - 1 :]:
+        try:
+            os.unlink(f"{workspace}/{name}/cur")
+        except OSError:
+            pass  # another task was quicker
 
 
 def _spawn(argv: list[str], home: str, lock: int) -> None:

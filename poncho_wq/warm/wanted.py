@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +34,17 @@ def modules_of(reach: Reach) -> tuple[str, ...]:
             _known.clear()
         found = _known[id(reach)] = reach, tuple(sorted(_names(reach) - _NEVER_BEFOREHAND))
     return found[1]
+
+
+def group_of(modules: Iterable[str]) -> str:
+    """Eight hexadecimal digits, the same for functions that import the same packages: these share a server.
+
+    A fork costs by what its process has loaded, and a fresh interpreter would not have it either.  The standard
+    library is small, so it does not tell groups apart.
+    """
+    packages = {name.partition(".")[0] for name in modules}
+    text = " ".join(sorted(packages - sys.stdlib_module_names))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _names(reach: Reach) -> set[str]:

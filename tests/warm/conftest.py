@@ -67,7 +67,7 @@ class Workspace:
     def activation(self, body: str) -> None:
         (self.prefix / "poncho" / "ready").write_text(f"_poncho_activate() {{\n{body}\n}}\n_poncho_found=ready\n")
 
-    def command(self, home: Path, function: Any, args: tuple[Any, ...], modules: tuple[str, ...]) -> str:
+    def command(self, home: Path, function: Any, args: tuple[Any, ...], modules: tuple[str, ...], server: str) -> str:
         shipped = payload.pickle_function(function, None, modules)
         arguments = payload.pickle_arguments(args, {})
         if arguments.text is not None:
@@ -83,7 +83,7 @@ class Workspace:
             f"PATH={prefix}/bin:$PATH; . {prefix}/poncho/ready; _poncho_activate; exec {self.python}"
         )
         return (
-            f"_poncho_id=test; set -- {shipped.name} {arguments.word} poncho-result; . ./{client.name}; "
+            f"_poncho_id={server}; set -- {shipped.name} {arguments.word} poncho-result; . ./{client.name}; "
             f'{wrapper} -s ./{runner.name} --warm "$_poncho_warm" "$@"'
         )
 
@@ -95,11 +95,12 @@ class Workspace:
         environ: dict[str, str] | None = None,
         parent: list[str] | None = None,
         before: str = "",
+        server: str = "test",
     ) -> Task:
         self.count += 1
         home = self.root / f"t.{self.count}"
         home.mkdir()
-        command = before + self.command(home, function, args, modules)
+        command = before + self.command(home, function, args, modules, server)
         out = (self.root / f"out.{self.count}").open("w+b")
         if self.user is not None:
             for path in (self.root, home):

@@ -392,16 +392,107 @@ def test_streams_when_pidfd_getfd_is_forbidden(tmp_path: Path) -> None:
     try:
         until(lambda: "ready" in out.read_text(), "the client")
         code = (
-            "import os, sys; from poncho_wq.warm import child, server\n"
-            f"task = server._Task({client.pid}, -1, 0)\n"
-            f"child._take_streams(task, '/proc/{client.pid}', {{}}.get)\n"
-        ).replace("{}.get", "None")
+            "import os, sys; from poncho_wq.warm import order\n"
+            f"for number, fd in enumerate(order._streams({client.pid}, -1, None)): os.dup2(fd, number)\n"
+        )
         code += "os.write(1, b'out\\n'); os.write(2, b'err\\n'); os.write(1, repr(os.read(0, 10)).encode())"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
         assert out.read_text() == "before\nready\nout\nerr\nb''"
     finally:
         client.kill()
         client.wait()
+
+
+# -- children that wait for a task
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_child_waits_for_the_next_task(workspace: Workspace) -> None:
+    look = named("def f():\n    import os\n    return os.getpid(), os.getppid()")
+    server = workspace.warm_up()
+    used: set[int] = set()
+    for _ in range(3):
+        until(lambda: len(_children(server)) == 1 and not used & {*_children(server)}, "one child")
+        waits = _children(server)
+        assert workspace.run(look).value == (waits[0], server)
+        used.update(waits)
+
+
+def test_a_child_that_waits_is_killed(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    (spare,) = until(lambda: _children(server), "a child")
+    os.kill(spare, signal.SIGKILL)
+    assert not _is_fresh(workspace, server)
+    # Also before the server has seen it: the order goes to nobody.
+    (spare,) = until(lambda: [pid for pid in _children(server) if alive(pid)], "a child")
+    os.kill(server, signal.SIGSTOP)
+    try:
+        task = workspace.start(parent)
+        until(lambda: (workspace.homes()[0] / str(server) / "claim.0").exists(), "a request")
+        time.sleep(0.1)
+        os.kill(spare, signal.SIGKILL)
+        until(lambda: not alive(spare), "its end")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert task.process.wait(30) == 0
+    assert task.value == server, workspace.read("refused")
+
+
+def test_no_child_waits_for_a_server_that_has_gone(workspace: Workspace) -> None:
+    server = workspace.warm_up()
+    (spare,) = until(lambda: _children(server), "a child")
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not alive(spare), "its end")
+
+
+def test_a_child_that_waits_has_what_is_imported_later(workspace: Workspace) -> None:
+    look = named("def f():\n    import os, sys\n    return os.getppid(), 'wave' in sys.modules")
+    server = workspace.warm_up()
+    until(lambda: _children(server), "a child that has it not")
+    assert workspace.run(look, modules=("wave",)).value == (server, True)
+
+
+def test_what_a_task_leaves_running_goes_on(workspace: Workspace) -> None:
+    """As with a fresh interpreter, whose end nobody takes for a kill."""
+    leave = named(
+        "def f():\n    import os, subprocess\n    return os.getppid(), subprocess.Popen(['sleep', '60'],"
+        " stdin=-3, stdout=-3, stderr=-3).pid"
+    )
+    server = workspace.warm_up()
+    left = []
+    try:
+        for _ in range(20):
+            task = workspace.run(leave)
+            assert (task.status, task.value[0]) == (0, server)
+            left.append(task.value[1])
+        time.sleep(0.2)
+        assert [alive(pid) for pid in left] == [True] * 20
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_least_recently_used_server_makes_room(workspace: Workspace) -> None:
+    from poncho_wq.warm.starting import MOST_SERVERS
+
+    def current() -> set[str]:
+        return {home.name for home in workspace.homes() if (home / "cur").exists()}
+
+    names = [f"{number:08d}" for number in range(MOST_SERVERS + 1)]
+    homes = []
+    for number, name in enumerate(names):
+        assert workspace.run(nothing, 1, server=name).status == 0
+        (home,) = until(lambda: current() - set(homes), "a server of its own")
+        homes.append(home)
+        workspace.servers.add(int((workspace.root / home / "cur").read_text()))
+        os.utime(workspace.root / home / "cur", (number, 1000 + number if number else 10**9))
+    # The first had been used last.
+    assert current() == {homes[0], *homes[2:]}
+    gone = workspace.root / homes[1]
+    until(lambda: not [path for path in gone.iterdir() if path.is_dir()], "the end of the server that made room")
 
 
 # -- the ends
@@ -531,11 +622,13 @@ def test_one_server_however_many_start_one(workspace: Workspace) -> None:
     assert [task.process.wait(60) for task in tasks] == [0] * 12
     until(workspace.server, "a server")
     time.sleep(0.5)
-    servers = []
-    for each in Path("/proc").glob("[0-9]*/cmdline"):
+    found = {}
+    for each in Path("/proc").glob("[0-9]*"):
         try:
-            if str(workspace.root).encode() in each.read_bytes() and b"--serve" in each.read_bytes():
-                servers.append(each)
+            line = (each / "cmdline").read_bytes()
+            if str(workspace.root).encode() in line and b"--serve" in line:
+                found[int(each.name)] = int((each / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    assert len(servers) == 1
+    # Their children are not servers.
+    assert len([pid for pid, parent in found.items() if parent not in found]) == 1
