@@ -36,7 +36,8 @@ from poncho_wq.errors import EngineError
 DIGEST_LENGTH = 16
 
 _lock = threading.RLock()
-_directory: Path | None = None
+# Another object in a forked child, whatever its text.
+_directory: str | None = None
 _shared: weakref.WeakValueDictionary[str, SharedFile] = weakref.WeakValueDictionary()
 _links: dict[str, str] = {}
 _numbers = itertools.count(1)
@@ -45,17 +46,23 @@ _numbers = itertools.count(1)
 class OwnFile:
     """A path in the staging directory that belongs to whoever holds this object.  The file need not exist."""
 
-    __slots__ = ("_pid", "path")
+    __slots__ = ("_directory", "name")
 
     def __init__(self, suffix: str, content: bytes | None = None) -> None:
-        self._pid = os.getpid()
-        self.path = os.path.join(directory(), f"{next(_numbers)}{suffix}")
+        self._directory = _directory or directory()
+        self.name = f"{next(_numbers)}{suffix}"
         if content is not None:
             _write(Path(self.path), content)
 
+    @property
+    def path(self) -> str:
+        """The file on this machine."""
+        # Made when asked for: thousands of them may wait.
+        return f"{self._directory}/{self.name}"
+
     def remove(self) -> None:
         """Unlink the file now."""
-        if self._pid == os.getpid():
+        if self._directory is _directory:
             try:
                 os.unlink(self.path)
             except OSError:
@@ -167,13 +174,14 @@ def directory() -> str:
     with _lock:
         if _directory is None:
             try:
-                _directory = Path(tempfile.mkdtemp(prefix=f"poncho-{os.getpid()}-"))
-                _sweep(_directory.parent)
-                _sign(_directory)
+                made = Path(tempfile.mkdtemp(prefix=f"poncho-{os.getpid()}-"))
+                _sweep(made.parent)
+                _sign(made)
             except OSError as error:
                 raise _cannot_write(error) from error
-            atexit.register(_remove, _directory, os.getpid())
-        return str(_directory)
+            atexit.register(_remove, made, os.getpid())
+            _directory = str(made)
+        return _directory
 
 
 _OWNER = ".owner"

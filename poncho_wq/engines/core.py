@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from poncho_wq import local_code, payload, progress, recording, staging
-from poncho_wq.analyze import reach_of_call
+from poncho_wq.analysis.memory import reach_of_call
 from poncho_wq.chunks import Each, Sizes
 from poncho_wq.engines.shadowing import refuse_shadowing
 from poncho_wq.engines.shipping import Shipment, ship
@@ -44,15 +44,16 @@ UnpackTo = Literal["worker", "node"]
 class Plan:
     """What to hand to an engine.
 
-    ``command``: one shell line.  ``cached``: (local path, remote name) of inputs that all tasks share.  ``inputs``: the
-    same for this task's alone.  ``buffers``: (text, remote name), ASCII.  ``outputs``: (local path, remote name);
+    ``words``: the shell line that ``command`` is, in pieces, of which tasks share most.  ``cached``: (local path,
+    remote name) of inputs that all tasks share.  ``inputs``: the same for this task's alone.  ``buffers``: (text,
+    remote name), ASCII.  ``outputs``: (local path, remote name);
     ``failure_outputs``: those that are there only when the exit status is not 0.
     ``before``: shell text, empty or ending with "; ", to run outside of the environment before the command.
     ``shipment``: in which files the environment goes to workers, where that is known.
     """
 
     environment: Environment
-    command: str
+    words: tuple[str, ...]
     cached: tuple[tuple[str, str], ...]
     inputs: tuple[tuple[str, str], ...] = ()
     buffers: tuple[tuple[str, str], ...] = ()
@@ -60,6 +61,23 @@ class Plan:
     failure_outputs: tuple[tuple[str, str], ...] = ()
     before: str = ""
     shipment: Shipment | None = None
+
+    @property
+    def command(self) -> str:
+        """One shell line, put together when it is asked for: many plans may wait, and Work Queue keeps it as well."""
+        return "".join(self.words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Frame:
+    """What is the same for all calls of one function in one environment: the shared inputs, and the command around
+    what a call adds to it."""
+
+    environment: Environment
+    attached: Attachment
+    cached: tuple[tuple[str, str], ...]
+    head: str
+    tail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +157,9 @@ class Job:
         self.function = work
         if "warm" in ours:
             self.set_warm(ours["warm"])
-        progress.current()(progress.Progress(stage="analyze", detail=self.name))
+        tell = progress.current()
+        if tell is not progress.silent:
+            tell(progress.Progress(stage="analyze", detail=self.name))
         self._reach = reach = reach_of_call(work, args if calls is None else (calls,), kwargs)
         self._function_file = payload.pickle_function(work, reach.by_value, modules_of(reach))
         if calls is None:
@@ -152,7 +172,7 @@ class Job:
     @property
     def mark(self) -> str:
         """By which this task's result is known among what it says on stdout."""
-        return _MARK + os.path.basename(self._result.path)
+        return _MARK + self._result.name
 
     @property
     def code_size(self) -> int:
@@ -283,51 +303,66 @@ class Job:
         text = self.command or ""
         if len(text) <= COMMAND_LIMIT:
             command = f"{attached.prefix}/bin/sh -c {shlex.quote(text)}"
-            return Plan(environment=env, cached=attached.cached, command=command, shipment=attached.shipment)
+            return Plan(environment=env, cached=attached.cached, words=(command,), shipment=attached.shipment)
         script = staging.share("poncho-command", text.encode(errors="surrogateescape"), ".sh")
         self._function_file = script
         command = f"{attached.prefix}/bin/sh ./{script.name}"
         cached = (*attached.cached, (script.path, script.name))
-        return Plan(environment=env, cached=cached, command=command, shipment=attached.shipment)
+        return Plan(environment=env, cached=cached, words=(command,), shipment=attached.shipment)
 
     def _plan_function(self, means: Means) -> Plan:
         env = self._environment_of(means)
-        check_python(env)
         attached = means.attach(env)
-        cached = attached.cached
-        runner = runner_program()
-        arguments, pickled = self._arguments, self._function_file
+        frame = self._frame(env, attached)
+        arguments = self._arguments
         result = f"+{self.mark}:{payload.RESULT_NAME}" if attached.says_results else payload.RESULT_NAME
-        words = f"{pickled.name} {arguments.word} {result}"
-        place = ""
+        left = ((self._result.path, payload.RESULT_NAME),)
+        return Plan(
+            environment=env,
+            words=(frame.head, f"{arguments.word} {result}", frame.tail),
+            cached=frame.cached,
+            inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
+            buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
+            outputs=() if attached.says_results else left,
+            failure_outputs=left if attached.says_results else (),
+            shipment=attached.shipment,
+        )
+
+    def _frame(self, env: Environment, attached: Attachment) -> _Frame:
+        """The frame for this function and environment, made once for all calls.  Raises ``EngineError`` when they do
+        not fit."""
+        warm = self._wants_warm(attached)
+        code = None if self._code is None else self._code.file.path
+        key = id(env), id(attached), self._function_file.path, code, warm
+        found = _frames.get(key)
+        if found is None:
+            if len(_frames) >= _MOST_FRAMES:
+                _frames.clear()
+            found = _frames[key] = self._framed(env, attached, warm)
+        return found
+
+    def _framed(self, env: Environment, attached: Attachment, warm: bool) -> _Frame:
+        check_python(env)
+        runner, pickled = runner_program(), self._function_file
+        cached = *attached.cached, (runner.path, runner.name), (pickled.path, pickled.name)
+        more = place = ""
         if self._code is not None:
             refuse_shadowing(self._code.modules, env)
             code = self._code.file
             cached = (*cached, (code.path, code.name))
-            words += f" {code.name}"
-            place = f" {attached.workspace}"
+            more, place = f" {code.name}", f" {attached.workspace}"
         # -s: the packages of whoever owns the worker are not the environment's.
         start = f"{attached.prefix}{attached.python} -s ./{runner.name} "
-        if self._wants_warm(attached):
+        head, tail = f"{start}{pickled.name} ", more + place
+        if warm:
             client = warm_client()
             cached = (*cached, (client.path, client.name))
-            # The shell asks the warm server.  It goes on where there is none, and where that cannot do it.
             assert self._reach is not None
             server = f"{attached.warm}-{runner.digest[:8]}-{group_of(modules_of(self._reach))}"
-            command = f"_poncho_id={server}; set -- {words}; . ./{client.name}; "
-            command += f'{start}--warm "$_poncho_warm" "$@"{place}'
-        else:
-            command = start + words + place
-        return Plan(
-            environment=env,
-            command=command,
-            cached=(*cached, (runner.path, runner.name), (pickled.path, pickled.name)),
-            inputs=() if arguments.file is None else ((arguments.file.path, payload.ARGUMENTS_NAME),),
-            buffers=() if arguments.text is None else ((arguments.text, payload.ARGUMENTS_NAME),),
-            outputs=() if attached.says_results else ((self._result.path, payload.RESULT_NAME),),
-            failure_outputs=((self._result.path, payload.RESULT_NAME),) if attached.says_results else (),
-            shipment=attached.shipment,
-        )
+            # The shell asks the warm server.  It goes on where there is none, and where that cannot do it.
+            head = f"_poncho_id={server}; set -- {pickled.name} "
+            tail = f'{more}; . ./{client.name}; {start}--warm "$_poncho_warm" "$@"{place}'
+        return _Frame(environment=env, attached=attached, cached=cached, head=head, tail=tail)
 
     def _wants_warm(self, attached: Attachment) -> bool:
         # What a shell does before a task, and what the wrapper says of it, is of a process of the task's own.
@@ -344,6 +379,10 @@ class Job:
         return prepared(refuse_unresolved(self._reach).spec)
 
 
+# Each holds what its key has the ids of.
+_frames: dict[tuple[int, int, str, str | None, bool], _Frame] = {}
+_MOST_FRAMES = 256
+
 _OURS = ("environment", "unpack_to", "warm")
 
 
@@ -352,7 +391,7 @@ def split_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
 
     Returns what was there of ``environment``, ``unpack_to``, ``warm``.  Raises ``TypeError`` as the call itself would.
     """
-    if not any(name in kwargs for name in _OURS) and _fits_plainly(function, args, kwargs):
+    if not (kwargs and any(name in kwargs for name in _OURS)) and _fits_plainly(function, args, kwargs):
         return {}
     try:
         signature = inspect.signature(function)

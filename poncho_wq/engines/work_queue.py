@@ -413,16 +413,17 @@ def _is_done(struct: Any) -> bool:
 
 def _attach(task: Any, plan: Plan) -> None:
     """Tell Work Queue's task what the plan says.  Raises ``EngineError`` when it refuses."""
+    specify = task.specify_file
     for local, remote in plan.cached:
-        _accepted(task.specify_input_file(local, remote, cache=True), remote)
+        _accepted(specify(local, remote, stand_in.INPUT, stand_in.CACHE), remote)
     for local, remote in plan.inputs:
-        _accepted(task.specify_input_file(local, remote, cache=False), remote)
+        _accepted(specify(local, remote, stand_in.INPUT, stand_in.NOCACHE), remote)
     for text, remote in plan.buffers:
         _accepted(task.specify_buffer(text, remote, cache=False), remote)
     for local, remote in plan.outputs:
-        _accepted(task.specify_output_file(local, remote, cache=False), remote)
+        _accepted(specify(local, remote, stand_in.OUTPUT, stand_in.NOCACHE), remote)
     for local, remote in plan.failure_outputs:
-        _accepted(task.specify_output_file(local, remote, cache=False, failure_only=True), remote)
+        _accepted(specify(local, remote, stand_in.OUTPUT, stand_in.FAILURE_ONLY), remote)
     task.specify_command(plan.before + plan.command)
 
 
