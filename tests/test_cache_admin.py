@@ -8,21 +8,27 @@ import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from poncho_wq.cache import Cache, Entry
 from poncho_wq.caching import admin as cache_admin
-from poncho_wq.caching import failures, inuse
+from poncho_wq.caching import failures, inuse, listing, removing
 from poncho_wq.caching.admin import collect, limit, parse_size, remove, tidy
-from poncho_wq.caching.listing import find, scan
+from poncho_wq.caching.books import Books
+from poncho_wq.caching.listing import Listed, find, scan
+from poncho_wq.caching.removing import Remover
 from poncho_wq.caching.usage import areas
 from poncho_wq.caching.verify import mend, verify
 from poncho_wq.errors import BuildError, CacheError, FetchError, LockTimeout, PackError, SolveError
 from poncho_wq.pack import Packed, pack
+from poncho_wq.packing.compression import COMPRESSIONS, LAYER_SUFFIXES, Compression, form_of
 from poncho_wq.packing.layers import Layer
 from tests import prefixes
 from tests.processes import Child, Event, at_step, children, die
@@ -358,7 +364,7 @@ def test_what_could_not_be_removed_is_as_free_as_before(tmp_path: Path) -> None:
         with children() as start, inuse.Claims(tmp_path / "v1") as claims:
             start(lambda used=used, ready=ready: (inuse.keep(tmp_path / "v1", used), ready.set(), signal.pause()))
             ready.wait()
-            remover = cache_admin._Remover(tmp_path / "v1", claims, 0, dry_run=False)
+            remover = Remover(tmp_path / "v1", claims, 0, dry_run=False)
             assert not remover.remove_entry(scan(Cache(tmp_path))[0])
             elsewhere(lambda other=other: inuse.keep(tmp_path / "v1", other) or os._exit(3))
             elsewhere(lambda: Cache(tmp_path).build_once(A, never))
@@ -797,13 +803,139 @@ def test_what_the_cache_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {area.name: area.files for area in areas(Cache(tmp_path))}["uv"] == 2
 
 
-@pytest.mark.parametrize("missing", [False, True], ids=["by rm", "without rm"])
-def test_many_are_removed_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool) -> None:
-    for spec_hash in (A, B, C):
+@pytest.mark.parametrize("rm", ["rm", "none", "does not start", "does nothing"])
+def test_many_are_removed_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rm: str) -> None:
+    for spec_hash in (A, B, C, D):
         put(tmp_path, spec_hash)
-    monkeypatch.setattr(cache_admin, "_MANY", 2)
-    if missing:
-        monkeypatch.setattr(cache_admin.shutil, "which", lambda name: None)
-    assert len(collect(Cache(tmp_path), max_size=0).evicted) == 3
+    monkeypatch.setattr(removing, "_MANY", 2)
+    if rm != "rm":
+        found = {"none": None, "does not start": "/nowhere/rm", "does nothing": shutil.which("false")}[rm]
+        monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert len(collect(Cache(tmp_path), max_size=0).evicted) == 4
     assert here(tmp_path) == set()
-    assert [path.name for path in (tmp_path / "v1/tmp").iterdir()] in ([], [".lock"])
+    left = {path.name for path in (tmp_path / "v1/tmp").iterdir()} - {".lock"}
+    if rm == "does nothing":
+        assert len(left) >= 2, "rm was not asked"
+        assert all(name.startswith("dead-") for name in left)
+        assert collect(Cache(tmp_path)).leftovers == len(left)
+        left = {path.name for path in (tmp_path / "v1/tmp").iterdir()} - {".lock"}
+    assert left == set()
+
+
+def test_what_rm_is_given_is_its_own_and_the_rest_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removing, "_MANY", 2)
+    directories = [tmp_path / f"v1/tmp/dead-{number}" for number in range(9)]
+    for directory in directories:
+        (directory / "deep/er").mkdir(parents=True)
+    with inuse.Claims(tmp_path / "v1") as claims, Remover(tmp_path / "v1", claims, 0, dry_run=False) as remover:
+        remover._doomed += [(str(directory), "") for directory in directories]
+        remover._share()
+        assert len(remover._doomed) == 6
+    assert list((tmp_path / "v1/tmp").iterdir()) == []
+
+
+def test_an_entry_that_holds_more_or_less_than_it_should_goes_too(tmp_path: Path) -> None:
+    more, less, odd, linked = (put(tmp_path / "c", spec_hash) for spec_hash in (A, B, C, D))
+    (more / "note").write_text("x")
+    (next(more.glob("*/*.tar.gz")).parent / "deep/er").mkdir(parents=True)
+    (less / "used").unlink()
+    facts = json.loads((odd / "entry.json").read_text())
+    (odd / "entry.json").write_text(json.dumps({**facts, "tarball": f"./{facts['tarball']}"}))
+    generation = next(linked.glob("*/*.tar.gz")).parent
+    generation.rename(tmp_path / "elsewhere")
+    generation.symlink_to(tmp_path / "elsewhere")
+    assert all(each.path is not None for each in scan(Cache(tmp_path / "c")))
+    assert len(collect(Cache(tmp_path / "c"), max_size=0).evicted) == 4
+    assert list((tmp_path / "c/v1/environments").iterdir()) == []
+    assert list((tmp_path / "c/v1/tmp").glob("*/")) == []
+    assert [path.name for path in (tmp_path / "elsewhere").glob("*.tar.gz")], "what a link leads to is not ours"
+
+
+def test_a_file_system_that_does_not_count_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, A, b"old")
+    put(tmp_path, A, b"newer")
+    put(tmp_path, B)
+    before = scan(Cache(tmp_path))
+    assert sorted(len(each.superseded) for each in before) == [0, 1]
+    monkeypatch.setattr(listing, "_is_alone", lambda path, generation: False)
+    assert scan(Cache(tmp_path)) == before
+
+
+@pytest.mark.parametrize("layers", [[1], [["x"]], [{}], {"x": 1}, "x", None, [""], ["x", None]])
+def test_layers_that_are_none(layers: object, tmp_path: Path) -> None:
+    directory = put(tmp_path, A, b"x", "1")
+    facts = json.loads((directory / "entry.json").read_text())
+    (directory / "entry.json").write_text(json.dumps({**facts, "layers": layers}))
+    assert scan(Cache(tmp_path))[0].path is not None
+    assert collect(Cache(tmp_path)).layers == 1
+    assert here(tmp_path) == {"a"}
+
+
+@pytest.mark.parametrize("size", [65535, 65536, 65537, 131072, 200_000])
+def test_an_entry_with_much_to_say(size: int, tmp_path: Path) -> None:
+    directory = put(tmp_path, A)
+    facts = (directory / "entry.json").read_text()
+    (directory / "entry.json").write_text(" " * (size - len(facts)) + facts)
+    assert scan(Cache(tmp_path))[0].path is not None
+
+
+def test_all_claims_end_at_once_and_nobody_elses(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    with inuse.Claims(tmp_path / "v1") as mine, inuse.Claims(tmp_path / "v1") as other:
+        ours = [0, 5, inuse.hash_byte(A), inuse.LAYERS, inuse.COLLECTOR]
+        assert all(mine.claim(byte) for byte in ours)
+        assert other.claim(6)
+        assert not any(other.claim(byte) for byte in ours)
+        mine.let_go_of_all()
+        assert all(other.claim(byte) for byte in ours)
+        mine.let_go_of_all()
+        assert not any(mine.claim(byte) for byte in (*ours, 6))
+
+
+NAMES = st.lists(st.sampled_from([digit * 64 for digit in "01234"]), max_size=4)
+ENTRIES = st.lists(
+    st.tuples(NAMES, NAMES, st.sampled_from(COMPRESSIONS), st.integers(0, 3), st.booleans(), st.booleans()), max_size=6
+)
+
+
+@given(entries=ENTRIES, there=st.sets(st.tuples(st.sampled_from("01234"), st.sampled_from(sorted(LAYER_SUFFIXES)))))
+def test_the_books_agree_with_counting_again(
+    entries: list[tuple[list[str], list[str], Compression, int, bool, bool]], there: set[tuple[str, str]]
+) -> None:
+    """Whatever goes or stays: what is left is what the files of the others come to."""
+    sizes = {digit * 64 + ending: 100 + int(digit) for digit, ending in there}
+    made = [
+        Listed(
+            spec_hash=str(position), path="tarball" if whole else None, identity="", size=10 ** inode, used=0.0,
+            python=None, platform="", layers=tuple(layers), inode=(0, inode), superseded=(), superseded_size=0,
+            in_use=False, compression=form, superseded_layers=tuple(name + ".zst" for name in old),
+        )
+        for position, (layers, old, form, inode, whole, _) in enumerate(entries)
+    ]  # fmt: skip
+
+    def layers_of(left: list[Listed]) -> set[str]:
+        return {
+            name
+            for each in left
+            for name in (
+                *(digest + form_of(each.compression).layer_suffix for digest in each.layers),
+                *each.superseded_layers,
+            )
+        }
+
+    def total(left: list[Listed]) -> int:
+        tarballs = {each.inode: each.size for each in left if each.path is not None}
+        return sum(tarballs.values()) + sum(sizes.get(name, 0) for name in layers_of(left))
+
+    books, left = Books(made, sizes), list(made)
+    assert books.total == total(left)
+    for position, (entry, (*_, goes)) in enumerate(zip(made, entries, strict=True)):
+        if goes:
+            before = {each.inode for each in left if each.path is not None}
+            left.remove(entry)
+            gone = before - {each.inode for each in left if each.path is not None}
+            assert books.without(position, entry) == (entry.size if gone else 0)
+        else:
+            books.keep(entry)
+        assert books.total == total(left)
+    assert set(books.unnamed()) == set(sizes) - layers_of(left)

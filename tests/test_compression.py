@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from poncho_wq import zstd_library
 from poncho_wq.cache import Cache
 from poncho_wq.caching.admin import collect, remove
-from poncho_wq.caching.listing import scan
+from poncho_wq.caching.listing import Listed, scan
 from poncho_wq.caching.verify import check_tarball, verify
 from poncho_wq.cli.create import main as create
 from poncho_wq.errors import CorruptTarball, PackError, SpecError
@@ -407,6 +407,10 @@ def put(root: Path, name: Compression, work: Path) -> str:
     return spec_hash
 
 
+def layer_files(entry: Listed) -> set[str]:
+    return {digest + form_of(entry.compression).layer_suffix for digest in entry.layers}
+
+
 def files_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
@@ -422,15 +426,15 @@ def test_the_cache_knows_each_form(tmp_path: Path) -> None:
         assert entry.compression == name
         assert entry.tarball is not None
         assert entry.tarball.name == f"poncho-env-{entry.identity[:16]}{form_of(name).suffix}"
-        assert entry.layer_files <= files_in(layers)
-    assert files_in(layers) == {name for each in listed.values() for name in each.layer_files}
+        assert layer_files(entry) <= files_in(layers)
+    assert files_in(layers) == {name for each in listed.values() for name in layer_files(each)}
     assert len({each.identity for each in listed.values()}) == 1
     assert verify(cache, list(listed.values())) == []
     # one goes, with its own layers and recipes, and nothing of the others
     for name in COMPRESSIONS:
         gone, stay = remove(cache, [listed.pop(hashes[name])])
         assert (len(gone), stay) == (1, [])
-        assert files_in(layers) == {name for each in listed.values() for name in each.layer_files}
+        assert files_in(layers) == {name for each in listed.values() for name in layer_files(each)}
         assert len(files_in(recipes)) == len(files_in(layers))
         left = {json.loads((recipes / each).read_text())["digest"] for each in files_in(recipes)}
         assert left == {digest for each in listed.values() for digest in each.layers}
@@ -444,14 +448,14 @@ def test_collect_counts_and_removes_layers_of_each_form(tmp_path: Path, name: Co
     cache = Cache(root)
     (entry,) = scan(cache)
     assert entry.tarball is not None
-    layers = sum((root / "v1/layers" / each).stat().st_size for each in entry.layer_files)
+    layers = sum((root / "v1/layers" / each).stat().st_size for each in layer_files(entry))
     assert collect(cache).left == layers + entry.tarball.stat().st_size
     stray = root / f"v1/layers/{'0' * 64}{form_of(name).layer_suffix}"
     stray.write_bytes(b"x")
     assert collect(cache).layers == 1
     assert not stray.exists()
     done = collect(cache, max_size=0)
-    assert (len(done.evicted), done.layers, done.left) == (1, len(entry.layer_files), 0)
+    assert (len(done.evicted), done.layers, done.left) == (1, len(layer_files(entry)), 0)
     assert files_in(root / "v1/layers") == set()
 
 
@@ -471,7 +475,7 @@ def test_verify_reads_each_form(tmp_path: Path, name: Compression) -> None:
         entry.tarball.write_bytes(damaged)
         assert [each.kind for each in verify(cache, [entry])] == ["tarball"], at
     entry.tarball.write_bytes(content)
-    layer = root / "v1/layers" / sorted(entry.layer_files)[0]
+    layer = root / "v1/layers" / sorted(layer_files(entry))[0]
     whole = bytearray(layer.read_bytes())
     whole[len(whole) // 2] ^= 1
     layer.write_bytes(whole)

@@ -1,7 +1,7 @@
 """Looking after a cache: what is in it, what may go, and removing that while others build and look up.
 
-Deciding and removing are apart: ``scan`` (cache_listing.py) reads, ``_Books`` counts, ``collect`` chooses, ``_Remover``
-removes.  What is removed, in this order:
+Deciding and removing are apart: ``scan`` (listing.py) reads, ``Books`` (books.py) count, ``collect`` chooses,
+``Remover`` (removing.py) removes.  What is removed, in this order:
 
 1. What is of no use to anybody: working directories of the dead, entries that are not whole, the generations that a
    ``refresh`` has superseded, failures that are not remembered any more.
@@ -19,30 +19,26 @@ A tarball or layer that several entries name is one file, counted once, and gone
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import secrets
-import shutil
-import subprocess
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from poncho_wq.cache import USED_NAME, Cache
+from poncho_wq.cache import Cache
 from poncho_wq.caching import inuse
+from poncho_wq.caching.books import Books
 from poncho_wq.caching.failures import Failures
-from poncho_wq.caching.listing import Listed, current_generation, generations_in, scan_with, size_of
+from poncho_wq.caching.listing import Listed, scan_with
+from poncho_wq.caching.removing import Remover
 from poncho_wq.errors import CacheError
 from poncho_wq.packing.compression import LAYER_SUFFIXES
-from poncho_wq.scratch import DEAD, disk_error, sweep
+from poncho_wq.scratch import sweep
 
 SIZE_VARIABLE = "PONCHO_CACHE_SIZE"
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*\Z", re.IGNORECASE)
-_MANY = 1000
 _LAYER = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, LAYER_SUFFIXES))})\Z")
 
 
@@ -124,21 +120,22 @@ def collect(
     superseded = freed = 0
     with contextlib.ExitStack() as stack:
         claims = stack.enter_context(inuse.Claims(cache.home, writable=not dry_run))
-        remover = stack.enter_context(_Remover(cache.home, claims, now, dry_run=dry_run))
+        remover = stack.enter_context(Remover(cache.home, claims, now, dry_run=dry_run))
         entries = scan_with(cache, claims)
-        books = _Books(entries, _layer_sizes(cache.home))
-        for entry in entries:
+        books = Books(entries, _layer_sizes(cache.home))
+        for position, entry in enumerate(entries):
             if entry.superseded:
                 count, size = remover.remove_superseded(entry)
                 superseded, freed = superseded + count, freed + size
             too_old = older_than is not None and entry.used < now - older_than
             too_much = max_size is not None and books.total > max_size
             if not (entry.path is None or too_old or too_much):
-                continue
-            if remover.remove_entry(entry):
+                books.keep(entry)
+            elif remover.remove_entry(entry):
                 evicted.append(entry)
-                freed += books.without(entry)
+                freed += books.without(position, entry)
             else:
+                books.keep(entry)
                 kept.append(entry)
         layers = remover.remove_layers(books.unnamed())
     return Collected(
@@ -160,163 +157,15 @@ def remove(cache: Cache, entries: Iterable[Listed]) -> tuple[list[Listed], list[
         return gone, stay
     # Asked for by name: on a file system without locks the user knows best.
     anyway = float("inf")
-    with inuse.Claims(cache.home) as claims, _Remover(cache.home, claims, anyway, dry_run=False) as remover:
+    with inuse.Claims(cache.home) as claims, Remover(cache.home, claims, anyway, dry_run=False) as remover:
         for entry in entries:
             (gone if remover.remove_entry(entry) else stay).append(entry)
-        books = _Books(scan_with(cache, claims), _layer_sizes(cache.home))
+        stayed = scan_with(cache, claims)
+        books = Books(stayed, _layer_sizes(cache.home))
+        for entry in stayed:
+            books.keep(entry)
         remover.remove_layers(books.unnamed())
     return gone, stay
-
-
-class _Books:
-    """What the files of some entries come to, each counted once."""
-
-    def __init__(self, entries: Iterable[Listed], layer_sizes: dict[str, int]) -> None:
-        self.layer_sizes = layer_sizes
-        self._layers: Counter[str] = Counter()
-        self._tarballs: Counter[tuple[int, int]] = Counter()
-        self.total = 0
-        for entry in entries:
-            if entry.path is not None:
-                self.total += 0 if self._tarballs[entry.inode] else entry.size
-                self._tarballs[entry.inode] += 1
-            self._layers.update(entry.layer_files)
-        self.total += sum(layer_sizes.get(name, 0) for name in self._layers)
-
-    def without(self, entry: Listed) -> int:
-        """Take an entry out; the bytes of tarballs that go with it.  Its layers are unnamed, and go later."""
-        freed = 0
-        if entry.path is not None:
-            self._tarballs[entry.inode] -= 1
-            freed = 0 if self._tarballs[entry.inode] else entry.size
-        self.total -= freed
-        for name in entry.layer_files:
-            self._layers[name] -= 1
-            if not self._layers[name]:
-                self.total -= self.layer_sizes.get(name, 0)
-        return freed
-
-    def unnamed(self) -> list[str]:
-        """The files of layers that are there and that no entry names."""
-        return [name for name in self.layer_sizes if not self._layers[name]]
-
-
-class _Remover:
-    """Removes one thing after another, each with its locks held; says no where something is in use.
-
-    ``now`` is for file systems without locks, where the last use must have been ``inuse.GRACE`` seconds before it.
-    What is removed is out of sight at once, and off the disk when the ``with`` block has ended.
-    """
-
-    def __init__(self, home: Path, claims: inuse.Claims, now: float, *, dry_run: bool) -> None:
-        self._home = home
-        self._claims = claims
-        self._now = now
-        self._dry_run = dry_run
-        self._doomed: list[str] = []
-        self._at_work: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> _Remover:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for path in self._doomed:
-            _remove_tree(path)
-        for process in self._at_work:
-            process.wait()
-
-    def _dispose(self, path: str) -> None:
-        """Have a directory removed that is out of sight: a few by ourselves, many by ``rm``, while we go on choosing.
-
-        Removing 10,000 takes ``rm`` half of the time that it takes Python, and that on another core.
-        """
-        if path:
-            self._doomed.append(path)
-        if len(self._doomed) >= _MANY and (program := shutil.which("rm")):
-            # What it cannot remove is left for the next sweep, as everything here.
-            self._at_work.append(subprocess.Popen([program, "-rf", "--", *self._doomed], stderr=subprocess.DEVNULL))
-            self._doomed = []
-
-    def remove_entry(self, entry: Listed) -> bool:
-        """Whether it is gone."""
-        path = f"{self._home}/environments/{entry.spec_hash}"
-        with self._claimed([inuse.hash_byte(entry.spec_hash)]) as unused:
-            # Somebody may have had it, and ended, since it was listed.
-            if not unused or not self._rested(path, entry.used):
-                return False
-            bytes_ = [inuse.generation_byte(name) for name in generations_in(path)]
-            with self._claimed(bytes_) as unused:
-                if not unused:
-                    return False
-                doomed = self._out_of_sight(path)
-        self._dispose(doomed)
-        return True
-
-    def remove_superseded(self, entry: Listed) -> tuple[int, int]:
-        """Remove generations that are not the entry's current one: how many, and bytes."""
-        count = size = 0
-        for name in entry.superseded:
-            with self._claimed([inuse.hash_byte(entry.spec_hash), inuse.generation_byte(name)]) as unused:
-                path = f"{self._home}/environments/{entry.spec_hash}"
-                if not unused or not self._rested(path, entry.used) or current_generation(path) == name:
-                    continue
-                bytes_ = size_of(f"{path}/{name}")
-                doomed = self._out_of_sight(f"{path}/{name}")
-            self._dispose(doomed)
-            count, size = count + 1, size + bytes_
-        return count, size
-
-    def remove_layers(self, names: Sequence[str]) -> Sequence[str]:
-        """Remove layers that no entry names, and recipes of what is gone; those removed.  None while anybody builds."""
-        if not names:
-            return ()
-        with self._claimed([inuse.LAYERS]) as unused:
-            if not unused or (not self._claims.locks and not self._dry_run):
-                return ()
-            if not self._dry_run:
-                for name in names:
-                    _unlink(f"{self._home}/layers/{name}")
-                _remove_recipes(str(self._home))
-        return names
-
-    @contextlib.contextmanager
-    def _claimed(self, bytes_: Sequence[int]) -> Iterator[bool]:
-        """Whether these bytes are ours alone, all of them, for the block; a dry run only asks."""
-        if self._dry_run:
-            yield not any(self._claims.is_used(byte) for byte in bytes_)
-            return
-        ours: list[int] = []
-        try:
-            for byte in bytes_:
-                if not self._claims.claim(byte):
-                    yield False
-                    return
-                ours.append(byte)
-            yield True
-        finally:
-            for byte in ours:
-                self._claims.let_go(byte)
-
-    def _rested(self, path: str, used: float) -> bool:
-        """Whether the entry was not used since it was listed, nor, where there are no locks, lately."""
-        if not self._claims.locks and used > self._now - inuse.GRACE:
-            return False
-        with contextlib.suppress(OSError):
-            return os.stat(f"{path}/{USED_NAME}").st_mtime <= used
-        return True
-
-    def _out_of_sight(self, path: str) -> str:
-        """Rename a directory to what belongs to nobody, in one step."""
-        if self._dry_run:
-            return ""
-        doomed = f"{self._home}/tmp/{DEAD}{secrets.token_hex(8)}"
-        try:
-            os.rename(path, doomed)
-        except FileNotFoundError:
-            return ""  # somebody else's work
-        except OSError as error:
-            raise disk_error(error, Path(path), "could not be removed") from error
-        return doomed
 
 
 def _layer_sizes(home: Path) -> dict[str, int]:
@@ -329,9 +178,6 @@ def _layer_sizes(home: Path) -> dict[str, int]:
     return sizes
 
 
-# Removing
-
-
 def _sweep(cache: Cache) -> int:
     """Remove the working directories of the dead; how many."""
     gone = 0
@@ -341,38 +187,3 @@ def _sweep(cache: Cache) -> int:
             sweep(tmp)
             gone += before - len(os.listdir(tmp))
     return max(gone, 0)
-
-
-def _remove_recipes(home: str) -> None:
-    """Remove recipes whose layer is gone.  One that comes back meanwhile may lose its recipe, and is made once more."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(f"{home}/recipes") as found:
-        for each in found:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                with open(each.path, "rb", buffering=0) as stream:
-                    digest = json.loads(stream.read())["digest"]
-                suffix = os.path.splitext(each.name)[1] or ".gz"  # a gzip layer's recipe has none
-                if not os.path.exists(f"{home}/layers/{digest}{suffix}"):
-                    os.unlink(each.path)
-
-
-def _remove_tree(path: str) -> None:
-    """Remove a directory that nobody else can be in; what cannot be removed is left for the next ``sweep``.
-
-    By paths, which for 10,000 of them takes a third of the time of ``shutil.rmtree``: that guards against others who
-    replace directories by links, and here nobody else may write.
-    """
-    if not path:
-        return
-    with contextlib.suppress(OSError):
-        with os.scandir(path) as found:
-            for each in found:
-                if each.is_dir(follow_symlinks=False):
-                    _remove_tree(each.path)
-                else:
-                    _unlink(each.path)
-        os.rmdir(path)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

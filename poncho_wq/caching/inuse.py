@@ -154,6 +154,11 @@ class Claims:
         with contextlib.suppress(OSError):
             _lock(self._handle, fcntl.F_UNLCK, byte)
 
+    def let_go_of_all(self) -> None:
+        """The opposite of every ``claim`` so far, at the price of one."""
+        with contextlib.suppress(OSError):
+            _lock(self._handle, fcntl.F_UNLCK, 0, length=0)
+
     def _asked(self, start: int, length: int) -> bool:
         request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
         answer = fcntl.fcntl(self._handle, fcntl.F_OFD_GETLK, request)
@@ -200,9 +205,12 @@ def _open(home: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _lock(handle: int, kind: int, byte: int, *, wait: bool = False) -> bool:
-    """False when somebody else's lock is in the way.  Raises ``OSError`` where locks do not work."""
-    request = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
+def _lock(handle: int, kind: int, byte: int, *, length: int = 1, wait: bool = False) -> bool:
+    """False when somebody else's lock is in the way; a ``length`` of 0 is up to the end, wherever that may be.
+
+    Raises ``OSError`` where locks do not work.
+    """
+    request = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, length, 0)
     try:
         fcntl.fcntl(handle, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
     except (BlockingIOError, PermissionError):  # EAGAIN and EACCES: POSIX allows both

@@ -1,6 +1,6 @@
 """What is in a cache: its environments, as they are at this moment.  Nothing is locked or written.
 
-What is listed may be gone, or in use, an instant later: whoever acts on it looks again (see cache_admin.py).  Plain
+What is listed may be gone, or in use, an instant later: whoever acts on it looks again (see removing.py).  Plain
 strings and system calls where ``Path`` would be nicer: there may be ten thousand, and the listing is to take no second.
 """
 
@@ -24,6 +24,7 @@ from poncho_wq.packing.compression import COMPRESSIONS, Compression, form_of
 from poncho_wq.scratch import disk_error
 
 _GENERATION = re.compile(r"[0-9a-f]{16}\Z")
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,6 @@ class Listed:
     in_use: bool
     superseded_layers: tuple[str, ...] = ()
     compression: Compression = "gzip"
-
-    @property
-    def layer_files(self) -> frozenset[str]:
-        """The names of the files of all these layers."""
-        suffix = form_of(self.compression).layer_suffix
-        return frozenset((*(digest + suffix for digest in self.layers), *self.superseded_layers))
 
     @property
     def tarball(self) -> Path | None:
@@ -94,21 +89,23 @@ def scan_with(cache: Cache, claims: inuse.Claims) -> list[Listed]:
     except OSError as error:
         raise disk_error(error, cache.home, "cannot be read") from error
     root = f"{cache.home}/environments/"
-    listed = [each for name in names if (each := _listed(root + name, name, claims)) is not None]
+    digests: dict[str, str] = {}
+    listed = [each for name in names if (each := _listed(root + name, name, claims, digests)) is not None]
     return sorted(listed, key=lambda each: each.used)
 
 
-def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
-    """One entry; None when it has just been removed."""
-    try:
-        generations = generations_in(path)
-        used = _time(f"{path}/{USED_NAME}") or _time(path)
-    except OSError:
-        return None
+def _listed(path: str, spec_hash: str, claims: inuse.Claims, digests: dict[str, str]) -> Listed | None:
+    """One entry; None when it has just been removed.  ``digests``: each that was met so far, once."""
     facts = _facts(path)
     current, size, inode = _whole(path, spec_hash, facts)
+    try:
+        used = _time(f"{path}/{USED_NAME}") or _time(path)
+        if not used:
+            return None
+        generations = [current] if current and _is_alone(path, current) else generations_in(path)
+    except OSError:
+        return None
     superseded = tuple(each for each in generations if each != current) if current else ()
-    layers = facts.get("layers")
     return Listed(
         spec_hash=spec_hash,
         path=f"{path}/{facts['tarball']}" if current else None,
@@ -117,7 +114,7 @@ def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
         used=used,
         python=facts.get("python"),
         platform=str(facts.get("platform", "")),
-        layers=tuple(layers) if current and isinstance(layers, list) else (),
+        layers=_digests(facts.get("layers"), digests) if current else (),
         inode=inode,
         superseded=superseded,
         superseded_size=sum(size_of(f"{path}/{each}") for each in superseded) if superseded else 0,
@@ -131,6 +128,26 @@ def _listed(path: str, spec_hash: str, claims: inuse.Claims) -> Listed | None:
             for layer in _layers_of(f"{path}/{each}")
         ),
     )
+
+
+def _is_alone(path: str, generation: str) -> bool:
+    """Whether a generation that is there is the only directory of its entry; False may mean that nobody can tell.
+
+    A directory has two names of its own and one in each directory within, on most file systems; to ask is half of the
+    work of looking.
+    """
+    return os.stat(path).st_nlink == 3 and is_generation(generation)
+
+
+def _digests(found: object, known: dict[str, str]) -> tuple[str, ...]:
+    """The digests that an ``entry.json`` names.
+
+    Equal ones become one string: most entries share most of their layers, and 10,000 of 40 would be 45 MB.
+    """
+    try:
+        return tuple(map(known.setdefault, found, found)) if isinstance(found, list) and "".join(found) else ()
+    except TypeError:
+        return ()  # they are no texts
 
 
 def _layers_of(generation: str) -> Iterator[str]:
@@ -156,18 +173,29 @@ def _whole(path: str, spec_hash: str, facts: dict[str, Any]) -> tuple[str, int, 
     return "", 0, (0, 0)
 
 
+def is_generation(name: str) -> bool:
+    """Whether a directory of an entry is so called: 16 hexadecimal digits in lower case."""
+    return _GENERATION.match(name) is not None
+
+
 def generations_in(path: str) -> list[str]:
     """The generations in an entry's directory."""
     try:
-        return [name for name in os.listdir(path) if _GENERATION.match(name)]
+        return [name for name in os.listdir(path) if is_generation(name)]
     except FileNotFoundError:
         return []
 
 
 def _facts(path: str) -> dict[str, Any]:
     try:
-        with open(f"{path}/{ENTRY_NAME}", "rb", buffering=0) as stream:
-            facts = json.loads(stream.read())
+        handle = os.open(f"{path}/{ENTRY_NAME}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(handle, _PIECE)
+            while len(text) % _PIECE == 0 and (more := os.read(handle, _PIECE)):
+                text += more
+        finally:
+            os.close(handle)
+        facts = json.loads(str(text, "utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
