@@ -28,6 +28,7 @@ import stat
 import tempfile
 import threading
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 from poncho_wq.errors import EngineError
@@ -132,24 +133,26 @@ def link(name: str, target: Path) -> str:
         return path
 
 
-def cut(name: str, source: Path, offset: int, length: int) -> str:
-    """A file called ``name`` that holds ``length`` bytes of ``source``, written once, for as long as the process lives.
+def cut(name: str, source: Path, pieces: Iterable[tuple[int, int]]) -> str:
+    """A file called ``name`` of pieces of ``source``, each (offset, length), written once, for as long as the process
+    lives.
 
     Its content must follow from its name.  Raises ``EngineError`` when it cannot be written.
     """
     with _lock:
         path = os.path.join(directory(), name)
-        if _links.get(name) == path:
+        if _links.get(name) == path and os.path.exists(path):
             return path
         fresh = f"{path}.{next(_numbers)}"
         try:
             with source.open("rb", buffering=0) as there, open(fresh, "xb", buffering=0) as here:
-                done = 0
-                while done < length:
-                    step = os.sendfile(here.fileno(), there.fileno(), offset + done, length - done)
-                    if not step:
-                        raise OSError(errno.EIO, "is cut short", str(source))
-                    done += step
+                for offset, length in pieces:
+                    done = 0
+                    while done < length:
+                        step = os.sendfile(here.fileno(), there.fileno(), offset + done, length - done)
+                        if not step:
+                            raise OSError(errno.EIO, "is cut short", str(source))
+                        done += step
             os.replace(fresh, path)
         except OSError as error:
             Path(fresh).unlink(missing_ok=True)

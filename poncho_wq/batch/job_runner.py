@@ -80,6 +80,8 @@ class Running:
         # Shared by the worker's tasks where the engine has such a place.
         shared = os.environ.get("WORK_QUEUE_SANDBOX") or os.path.join(self.sandbox, "environments")
         parts = [word for name in own["parts"] for word in ("-e", os.path.join(self.sandbox, name))]
+        if own["ranges"]:
+            parts += ["--ranges", own["ranges"]]
         return [
             "/bin/sh", os.path.join(self.sandbox, own["wrapper"]), *parts, "--id", own["identity"],
             "--unpack-to", os.path.join(shared, "poncho-env-" + own["identity"][:32]), "--", *words,

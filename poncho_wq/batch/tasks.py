@@ -261,13 +261,15 @@ def _step(step: Step, env: Environment, outer: Environment, files: _Files) -> di
     }  # fmt: skip
     if own.identity != outer.identity:
         # By other names than the files of the environment around it, some of which may be the same.
-        parts = [(path, f"poncho-step-{name}") for path, name in ship(own.tarball, own.identity).files]
+        shipment = ship(own.tarball, own.identity)
+        parts = [(path, f"poncho-step-{name}") for path, name in shipment.files]
         wrapper = f"poncho-step-wrapper-{wrapper_digest()[:12]}"
         for path, name in parts:
             files.cached(path, name)
         files.cached(staging.link(wrapper, wrapper_path()), wrapper)
         described["environment"] = {
-            "parts": [name for _, name in parts], "wrapper": wrapper, "identity": own.identity,
+            "parts": [name for _, name in parts], "ranges": shipment.ranges, "wrapper": wrapper,
+            "identity": own.identity,
         }  # fmt: skip
     return described
 

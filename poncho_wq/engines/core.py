@@ -506,7 +506,6 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
     short = identity[: staging.DIGEST_LENGTH]
     workspace = '"$WORK_QUEUE_SANDBOX"'
     prefix = f"{workspace}/poncho-env-{identity[:32]}"
-    environments = " ".join(f"-e {name}" for _, name in shipment.files)
     wrapper_name = f"poncho_package_run-{wrapper_digest()[:12]}"
     # Where a node's cache is only the wrapper knows, on the worker; it takes @/ for the environment's directory.
     place, inside = ("--node-cache", "@") if unpack_to == "node" else (f"--unpack-to {prefix}", prefix)
@@ -516,7 +515,7 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
             *shipment.files,
             (staging.link(wrapper_name, wrapper_path()), wrapper_name),
         ),
-        prefix=(f"exec sh ./{wrapper_name} {environments} --id {identity} {place} -- "),
+        prefix=f"exec sh ./{wrapper_name} {shipment.options} --id {identity} {place} -- ",
         # By its path: where the environment has none, the worker's own would be found on PATH.
         python=f"{inside}/bin/python3",
         workspace=workspace,

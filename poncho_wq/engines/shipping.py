@@ -1,8 +1,9 @@
-"""How an environment goes to workers: in parts where that is worth it, else as one file.
+"""How an environment goes to the workers of Work Queue, and to this machine's: as byte ranges of few files.
 
-A part is a file that is named by what it holds, and a cached input like any other: a worker that has it from another
-environment is not sent it again, by no engine.  The parts that are one layer, which is nearly all of the bytes, are the
-cache's own files; the few others are cut from the tarball into the staging directory.
+The first environment of a process goes as one file.  The next that shares members with it goes as those bytes of that
+file, and one more file with what is new; ``packing.ranges`` decides.  Files are named by what they hold and stay for as
+long as the process, so that a worker that has them is sent only what is new.  TaskVine has ways of its own: see
+``vine_parts``.
 """
 
 from __future__ import annotations
@@ -13,32 +14,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poncho_wq import staging
-from poncho_wq.cache import Cache, default_root, layers_beside
-from poncho_wq.errors import CorruptTarball
+from poncho_wq.errors import CorruptTarball, EngineError
 from poncho_wq.manifest import read_manifest
-from poncho_wq.packing.compression import form_of, suffix_of
-from poncho_wq.packing.parts import Part, Parts
-
-# Of a tarball whose layers are in no cache a whole copy would be made. That is not worth it; of few of them it is.
-_MOST_CUT = 4
+from poncho_wq.packing.compression import suffix_of
+from poncho_wq.packing.ranges import Carrier, Member, assemble, members_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shipment:
-    """``files``: (local path, remote name) of inputs that are the tarball one after the other.
+    """``files``: (local path, remote name) of inputs.  The tarball is ``ranges`` of them, in the run wrapper's words
+    (see ``--ranges`` in ``docs/formats/wrapper.md``), or all of them one after the other where that is empty.
 
-    ``size`` of them in bytes; ``shared``: how many of these are of parts that this process has shipped before, with
-    other environments, and that are not sent again to a worker that has them.
+    ``size`` of the tarball in bytes; ``shared``: how many of these are in files that this process has shipped before,
+    with other environments, and that are not sent again to a worker that has them.
     """
 
     files: tuple[tuple[str, str], ...]
     size: int
+    ranges: str = ""
     shared: int = 0
+
+    @property
+    def options(self) -> str:
+        """For the run wrapper's command line; names and ranges need no quotes."""
+        words = [word for _, name in self.files for word in ("-e", name)]
+        return " ".join([*words, "--ranges", self.ranges] if self.ranges else words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Staged:
+    """A carrier, and the file that it is."""
+
+    carrier: Carrier
+    path: str
+    facts: tuple[int, ...]
+
+    def is_there(self) -> bool:
+        """Whether it is what it was: where there are no hard links it is one that somebody else may change."""
+        try:
+            return _facts(self.path) == self.facts
+        except OSError:
+            return False
+
+
+def _facts(path: str) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 _lock = threading.Lock()
 _shipments: dict[tuple[str, str], Shipment] = {}
-_shipped: set[str] = set()
+_staged: list[_Staged] = []
+# Of each whole tarball, by the digest in its name, the key of its manifest: one name is one content.
+_names: dict[str, str] = {}
 
 
 def ship(tarball: Path, identity: str) -> Shipment:
@@ -50,56 +78,72 @@ def ship(tarball: Path, identity: str) -> Shipment:
     with _lock:
         found = _shipments.get(key)
         if found is None:
-            found = _shipments[key] = _in_parts(tarball) or _in_one(tarball, identity)
+            found = _shipments[key] = _ship(tarball, identity)
         return found
 
 
-def _in_one(tarball: Path, identity: str) -> Shipment:
-    name = f"poncho-env-{identity[: staging.DIGEST_LENGTH]}{suffix_of(tarball)}"
+def as_one_file(tarball: Path, identity: str) -> Shipment:
+    """The tarball itself, by a path that tells which it is.  Raises what ``ship`` does."""
+    return _linked(tarball, f"poncho-env-{identity[: staging.DIGEST_LENGTH]}{suffix_of(tarball)}")
+
+
+def _linked(tarball: Path, name: str) -> Shipment:
     return Shipment(files=((staging.link(name, tarball), name),), size=tarball.stat().st_size)
 
 
-def _in_parts(tarball: Path) -> Shipment | None:
-    """None where it goes as one file."""
+def _ship(tarball: Path, identity: str) -> Shipment:
     try:
         manifest = read_manifest(tarball)
     except CorruptTarball:
-        return None  # a worker says better what is wrong with it
-    parts = None if manifest is None else Parts.of(manifest)
-    if parts is None:
+        manifest = None  # a worker says better what is wrong with it
+    if manifest is None:
+        return as_one_file(tarball, identity)
+    members = members_of(manifest)
+    return _in_ranges(tarball, members) or _whole(tarball, identity, members)
+
+
+def _whole(tarball: Path, identity: str, members: tuple[Member, ...]) -> Shipment:
+    name, first = identity[: staging.DIGEST_LENGTH], members[0].key
+    if _names.setdefault(name, first) != first:
+        # The same content, from another compressor: the members lie elsewhere.
+        name += f"-{first.split()[1][: staging.DIGEST_LENGTH]}"
+    found = _linked(tarball, f"poncho-env-{name}{suffix_of(tarball)}")
+    _keep(Carrier.of(found.files[0][1], members), found.files[0][0])
+    return found
+
+
+def _in_ranges(tarball: Path, members: tuple[Member, ...]) -> Shipment | None:
+    """None where it goes as one file."""
+    there = {each.carrier: each.path for each in _staged if each.is_there()}
+    found = assemble(members, [*there])
+    if found is None:
         return None
-    with tarball.open("rb") as stream:
-        kept = {part.name: path for part in parts.parts if (path := _kept(part, tarball, stream.fileno())) is not None}
-    if sum(part.length for part in parts.beyond(kept)) * _MOST_CUT > parts.size:
-        return None
+    numbers: dict[Carrier | None, int] = {}
     files = []
-    for part in parts.parts:
-        name = f"poncho-part-{part.name[: staging.DIGEST_LENGTH]}"
-        there = kept.get(part.name)
-        staged = staging.link(name, there) if there else staging.cut(name, tarball, part.offset, part.length)
-        files.append((staged, name))
-    shared = parts.size - sum(part.length for part in parts.beyond(_shipped))
-    _shipped.update(parts.names())
-    return Shipment(files=tuple(files), size=parts.size, shared=shared)
-
-
-def _kept(part: Part, tarball: Path, stream: int) -> Path | None:
-    """The file of a cache that is this part."""
-    if len(part.members) > 1 or not part.layers:
-        return None
-    digest, length = part.members[0]
-    for layers in (*layers_beside(tarball), Cache(default_root()).home / "layers"):
-        path = layers / f"{digest}{form_of(part.compression).layer_suffix}"
+    if found.delta:
+        # First, since it begins with the manifest.
+        name = f"poncho-delta-{found.delta_name[: staging.DIGEST_LENGTH]}"
         try:
-            with path.open("rb") as file:
-                # As long, and with the same end: a checksum, and the length of what it holds.
-                if os.fstat(file.fileno()).st_size == length and (
-                    os.pread(file.fileno(), 8, length - 8) == os.pread(stream, 8, part.offset + length - 8)
-                ):
-                    return path
-        except OSError:
-            continue
-    return None
+            path = staging.cut(name, tarball, [(member.offset, member.length) for member in found.delta])
+        except EngineError:
+            return None  # no room for a copy; a link takes none
+        _keep(Carrier.of(name, found.delta), path)
+        files.append((path, name))
+        numbers[None] = 1
+    for carrier in found.carriers:
+        files.append((there[carrier], carrier.name))
+        numbers[carrier] = len(files)
+    size = sum(member.length for member in members)
+    ranges = ",".join(f"{numbers[each.carrier]}:{each.offset}:{each.length}" for each in found.ranges)
+    if len(files) == 1 and found.carriers and found.carriers[0].size == size:
+        ranges = ""  # the same members as another tarball's, in the same order
+    return Shipment(files=tuple(files), size=size, ranges=ranges, shared=size - found.sent)
+
+
+def _keep(carrier: Carrier, path: str) -> None:
+    if all(each.carrier.name != carrier.name or not each.is_there() for each in _staged):
+        _staged[:] = [each for each in _staged if each.carrier.name != carrier.name]
+        _staged.append(_Staged(carrier=carrier, path=path, facts=_facts(path)))
 
 
 def _forget() -> None:
@@ -107,7 +151,8 @@ def _forget() -> None:
     global _lock
     _lock = threading.Lock()
     _shipments.clear()
-    _shipped.clear()
+    _staged.clear()
+    _names.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

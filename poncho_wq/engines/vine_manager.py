@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from poncho_wq.engines import core
-from poncho_wq.engines.shipping import Shipment, ship
+from poncho_wq.engines.shipping import Shipment
 from poncho_wq.engines.tarballs import validated
+from poncho_wq.engines.vine_parts import ship_in_parts
 from poncho_wq.errors import EngineError, EngineNotInstalled
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def declare(manager: Any, environment: Environment) -> Any:
             raise EngineError(
                 f"{environment.tarball}: the environment's tarball is not there", advice="prepare the environment again"
             )
-        shipment = ship(environment.tarball, environment.identity)
+        shipment = ship_in_parts(environment.tarball, environment.identity)
         found = environments[environment.identity] = _declared_files(manager, shipment)
     return found
 
@@ -185,6 +186,7 @@ def means() -> core.Means:
     """For ``Job.prepare``: TaskVine mounts the environment and puts ``run_in_env`` before the command itself."""
 
     def attach(environment: Environment) -> core.Attachment:
-        return core.Attachment(cached=(), prefix="", shipment=ship(environment.tarball, environment.identity))
+        shipment = ship_in_parts(environment.tarball, environment.identity)
+        return core.Attachment(cached=(), prefix="", shipment=shipment)
 
     return core.Means(prepared=ready, attach=attach)

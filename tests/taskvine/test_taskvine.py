@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poncho_wq import taskvine
-from poncho_wq.engines.shipping import ship
+from poncho_wq.engines.vine_parts import ship_in_parts
 from poncho_wq.errors import EngineError, TaskError
 from poncho_wq.prepare import Environment
 from poncho_wq.taskvine import PonchoTask, declare_environment, library_from_functions
@@ -265,7 +265,7 @@ def test_three_workers_get_it_from_each_other(cluster: Cluster, env: Environment
         assert all(task.successful() for task in tasks)
         hosts |= {task.addrport for task in tasks}
     assert cluster.unpacked() == [1, 1, 1]
-    sizes = [os.path.getsize(path) for path, _ in ship(env.tarball, env.identity).files]
+    sizes = [os.path.getsize(path) for path, _ in ship_in_parts(env.tarball, env.identity).files]
     assert len(sizes) > 2
     assert [cluster.uploads(size) for size in sizes] == [1] * len(sizes)
 
@@ -277,7 +277,7 @@ def test_another_environment_brings_only_the_parts_that_differ(cluster: Cluster,
         task = cluster.run(PonchoTask("echo $WORD", environment=each))
         assert (task.output, task.exit_code) == (f"{word}\n", 0)
     assert cluster.unpacked() == [2]
-    files = [ship(each.tarball, each.identity).files for each in (one, two)]
+    files = [ship_in_parts(each.tarball, each.identity).files for each in (one, two)]
     sizes = {name: os.path.getsize(path) for each in files for path, name in each}
     shared = {name for _, name in files[0]} & {name for _, name in files[1]}
     assert len(shared) == len(files[0]) - 2  # but the first and the last
