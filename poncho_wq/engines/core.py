@@ -264,7 +264,7 @@ class Job:
         if self.plan is not None:
             return self.plan
         if means is None:
-            means = Means(prepared=prepared, attach=attach_to_node if self.unpack_to == "node" else attach)
+            means = _NODE if self.unpack_to == "node" else _WORKER
         elif self.unpack_to != "worker":
             raise EngineError("this engine unpacks environments by itself, once a worker", advice="leave out unpack_to")
         plan = self._plan_command(means) if self.function is None else self._plan_function(means)
@@ -433,13 +433,17 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
 
 
 _prepared: dict[Any, Environment] = {}
+_environments: set[type] = set()
 
 
 def prepared(E: EnvironmentLike, packages: tuple[str, ...] = ()) -> Environment:
     """``prepare.environment(E, packages=…)``, asked once for what has not changed: thousands of tasks may share it."""
+    if type(E) in _environments:  # an import statement takes as long as making a task's files known
+        return E  # type: ignore[return-value] # that it is one
     from poncho_wq import prepare
 
     if type(E) is prepare.Environment:
+        _environments.add(prepare.Environment)
         return E
     key = _key(E)
     if key is None:
@@ -524,6 +528,10 @@ def _attach(tarball: Path, identity: str, unpack_to: UnpackTo) -> Attachment:
         shipment=shipment,
         says_results=True,
     )
+
+
+_WORKER = Means(prepared=prepared, attach=attach)
+_NODE = Means(prepared=prepared, attach=attach_to_node)
 
 
 def check_python(environment: Environment) -> None:
