@@ -41,6 +41,18 @@ def functions() -> dict[str, Any]:
     return made
 
 
+def _asks(task: Any) -> Any:
+    """What every kind asks for.
+
+    Of what a task does not say, Debian's manager gives it a share of what the worker had when it connected.  When that
+    has less disk since, because environments lie there, it holds one task back: one of two cores would be idle.
+    """
+    task.specify_cores(1)
+    task.specify_memory(512)
+    task.specify_disk(512)
+    return task
+
+
 def makers(wq: Any, env: Any) -> dict[str, Callable[[int], Any]]:
     """How each kind of task is made."""
     made = functions()
@@ -49,23 +61,19 @@ def makers(wq: Any, env: Any) -> dict[str, Callable[[int], Any]]:
         def make(i: int) -> Any:
             task = PonchoTask(function, i)
             task.specify_environment(env)
-            task.specify_cores(1)
             if warm:
                 task.specify_warm(True)
-            return task
+            return _asks(task)
 
         return make
 
     def theirs(i: int) -> Any:
         task = wq.PythonTask(made["nothing"], i)
         task.specify_environment(str(env.tarball))
-        task.specify_cores(1)
-        return task
+        return _asks(task)
 
     def plain(_: int) -> Any:
-        task = wq.Task("true")
-        task.specify_cores(1)
-        return task
+        return _asks(wq.Task("true"))
 
     found = {"true": plain, "upstream": theirs}
     for name, function in (("no-op", "nothing"), ("numpy", "with_numpy"), ("pandas", "with_pandas")):
