@@ -30,6 +30,7 @@ from poncho_wq.errors import EngineError
 from poncho_wq.manifest import Manifest, end_member, read_manifest
 from poncho_wq.packing.ranges import MOST_FILES
 from poncho_wq.prepare import Environment
+from tests import wheelhouse
 from tests.engines.conftest import Engine
 
 
@@ -100,13 +101,6 @@ def test_a_copy_of_what_was_shipped_is_the_same_file(
     assert sent(copies[0]).files == ship(two[0].tarball, two[0].identity).files
     assert content(ship(two[1].tarball, two[1].identity)) == two[1].tarball.read_bytes()
     assert sent(copies[1]).files == ship(two[1].tarball, two[1].identity).files
-
-
-def test_ten_changes_stay_few_files(shared_cache: Path) -> None:
-    for number in range(10):
-        found = sent(environment({"env": {"NUMBER": str(number)}}, cache_dir=shared_cache))
-        assert len(found.files) <= MOST_FILES
-        assert number == 0 or found.shared > 0.99 * found.size
 
 
 def test_what_is_not_ours_and_what_is_damaged_goes_as_one_file(
@@ -238,9 +232,8 @@ def test_a_forked_child_ships_files_of_its_own(two: tuple[Environment, Environme
 @pytest.mark.parametrize("unpack_to", ["worker", "node"])
 def test_a_worker_is_sent_only_what_differs(
     make_manager: Any, start_workers: Any, two: tuple[Environment, Environment], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, unpack_to: Any,
+    unpack_to: Any,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("PONCHO_NODE_CACHE", str(tmp_path / "node"))
     queue = make_manager()
     engine = Engine("work_queue", queue)
     took, said = [], []
@@ -248,6 +241,7 @@ def test_a_worker_is_sent_only_what_differs(
         for env in (*two, two[0]):
             before = queue.stats.bytes_sent
             task = PonchoTask("echo $WORD", environment=env, unpack_to=unpack_to)
+            task.specify_environment_variable("PONCHO_NODE_CACHE", str(tmp_path / "node"))
             task.collect_environment_stats()
             queue.submit(task)
             engine.wait_for(1)
@@ -262,6 +256,45 @@ def test_a_worker_is_sent_only_what_differs(
     assert took[1] < two[1].size * 0.01
     assert took[2] < two[1].size * 0.01
     assert said[1][-1] > two[1].size * 0.99
+
+
+PINS = [("greeter", "1.1"), *((name, f"{number}.0") for number in range(2, 6) for name in ("thing", "greeter"))]
+
+
+@pytest.mark.parametrize("changes", [1, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_changed_pin_sends_that_package(
+    make_manager: Any, start_workers: Any, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: int,
+) -> None:  # fmt: skip
+    """Wheels, installed by uv; each change of a pin on top of the last one."""
+    wheels = tmp_path / "wheels"
+    pins = {"greeter": "1.0", "thing": "1.0"}
+    for name, version in (*pins.items(), *PINS):
+        module = {
+            f"{name}.py": f"VALUE = '{name} {version}'\nDATA = '{random.Random(version).randbytes(90_000).hex()}'\n"
+        }
+        wheelhouse.write_wheel(wheels, name, version, module)
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    queue = make_manager()
+    engine = Engine("work_queue", queue)
+    took = []
+    with start_workers(queue):
+        for name, version in (("thing", "1.0"), *PINS[:changes]):
+            pins[name] = version
+            env = environment({"pip": [f"{each}=={pin}" for each, pin in pins.items()]}, cache_dir=shared_cache)
+            found = sent(env)
+            assert len(found.files) <= MOST_FILES
+            before = queue.stats.bytes_sent
+            queue.submit(
+                PonchoTask("python3 -c 'import greeter, thing; print(greeter.VALUE, thing.VALUE)'", environment=env)
+            )
+            (task,) = engine.wait_for(1)
+            assert task.output == f"greeter {pins['greeter']} thing {pins['thing']}\n"
+            took.append((queue.stats.bytes_sent - before) / env.size)
+    assert took[0] > 1
+    assert max(took[1:]) < 0.03
 
 
 def test_a_worker_that_has_nothing_gets_what_it_needs(
