@@ -10,6 +10,7 @@ from poncho_wq.described import Described
 from poncho_wq.errors import SpecError
 from poncho_wq.lock import Lock
 from poncho_wq.packing.parts import Parts
+from poncho_wq.packing.ranges import Carrier, assemble, members_of
 from poncho_wq.spec import EnvSpec
 
 
@@ -36,18 +37,22 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Sending:
-    """What a worker that has one environment is sent for another: ``bytes`` of ``size``, ``parts`` of ``all_parts``."""
+    """What a worker that has one environment is sent for another, of ``size`` bytes: ``bytes`` by Work Queue;
+    ``vine_bytes`` by TaskVine, which are ``parts`` of ``all_parts``."""
 
     bytes: int
     size: int
+    vine_bytes: int
     parts: int
     all_parts: int
 
     def __str__(self) -> str:
         if not self.bytes:
             return f"to send     nothing of {self.size:,} bytes"
-        share = f"{self.parts} of {self.all_parts} parts" if self.all_parts > 1 else "one file"
-        return f"to send     {self.bytes:,} of {self.size:,} bytes ({share})"
+        text = f"to send     {self.bytes:,} of {self.size:,} bytes"
+        if self.all_parts > 1:
+            return f"{text} (TaskVine: {self.vine_bytes:,}, {self.parts} of {self.all_parts} parts)"
+        return f"{text} (one file)" if self.bytes == self.size else text
 
     def to_dict(self) -> dict[str, int]:
         """As JSON has it."""
@@ -59,15 +64,18 @@ def sending(one: Described, two: Described) -> Sending | None:
     ours."""
     if one.manifest is None or two.manifest is None:
         return None
+    size = two.manifest.size
     if one.manifest.identity == two.manifest.identity:
-        return Sending(bytes=0, size=two.manifest.size, parts=0, all_parts=1)
+        return Sending(bytes=0, size=size, vine_bytes=0, parts=0, all_parts=1)
+    assembly = assemble(members_of(two.manifest), [Carrier.of("one", members_of(one.manifest))])
+    sent = size if assembly is None else assembly.sent
     before, after = Parts.of(one.manifest), Parts.of(two.manifest)
-    if before is None or after is None:
-        size = two.manifest.size
-        count = 1 if after is None else len(after.parts)
-        return Sending(bytes=size, size=size, parts=count, all_parts=count)
-    new = after.beyond(before.names())
-    return Sending(bytes=sum(part.length for part in new), size=after.size, parts=len(new), all_parts=len(after.parts))
+    if after is None:
+        return Sending(bytes=sent, size=size, vine_bytes=size, parts=1, all_parts=1)
+    new = after.beyond(before.names() if before is not None else ())
+    return Sending(
+        bytes=sent, size=size, vine_bytes=sum(part.length for part in new), parts=len(new), all_parts=len(after.parts)
+    )
 
 
 def compare(one: Described, two: Described) -> tuple[Change, ...]:

@@ -15,6 +15,8 @@ from poncho_wq import environment, zstd_library
 from poncho_wq.build import FileGroup, Prefix
 from poncho_wq.cli.env import main
 from poncho_wq.comparing import matchspec_name
+from poncho_wq.engines import shipping
+from poncho_wq.engines.shipping import ship
 from poncho_wq.importers import read_spec
 from poncho_wq.lock import Lock, LockedPackage
 from poncho_wq.lockfile import LockFile
@@ -169,11 +171,16 @@ def test_diff_of_tarballs_says_what_is_sent(
     changed, sent = capsys.readouterr().out.splitlines()
     assert changed == "~ env       WORD one → two"
     assert sent.startswith("to send     ")
-    assert sent.endswith(f" of {two.size:,} bytes (2 of 4 parts)")
+    assert sent.endswith(", 2 of 4 parts)")
+    assert f" of {two.size:,} bytes (TaskVine: " in sent
     assert main(["diff", "--json", str(one.tarball), str(two.tarball)]) == 0
     found = json.loads(capsys.readouterr().out)["sending"]
     assert (found["size"], found["parts"], found["all_parts"]) == (two.size, 2, 4)
-    assert 0 < found["bytes"] < two.size / 100
+    assert 0 < found["bytes"] <= found["vine_bytes"] < two.size / 100
+    shipping._forget()
+    first, second = ship(one.tarball, one.identity), ship(two.tarball, two.identity)
+    assert found["bytes"] == second.size - second.shared, "what is really sent"
+    assert (len(first.files), len(second.files)) == (1, 2)
     assert main(["diff", str(one.tarball), str(one.tarball)]) == 0
     assert capsys.readouterr().out == f"to send     nothing of {one.size:,} bytes\n"
     # another one has no part in common: all of it

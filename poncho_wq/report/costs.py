@@ -49,8 +49,8 @@ _COUNTS = ("tasks", "failed", "sent", "fetched", "unpackings", "unpacking", "wai
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resend:
-    """What another version of ``package`` would send to a worker that has the environment: ``layer``, when layers are
-    inputs of their own, or else ``whole``; bytes.
+    """What another version of ``package`` would send to a worker that has the environment: ``layer``, where only what
+    changes is sent, or else ``whole``; bytes.
     """
 
     package: str
@@ -151,7 +151,7 @@ def make_report(run: Run, *, slowest: int = SLOWEST) -> Report:
     for each in costs.values():
         totals.setdefault(each.environment, Cost(environment=each.environment, worker="all")).add(each)
     ran = [task for task in run.tasks if task.span is not None]
-    layered = any(_is_layered(each) for each in run.environments.values())
+    layered = any(_is_layered(each, run.facts.get("engine")) for each in run.environments.values())
     return Report(
         run=run,
         costs=sorted(costs.values(), key=lambda each: (each.environment, each.worker)),
@@ -211,8 +211,10 @@ def _environment_of(transfer: Transfer, run: Run, order: Mapping[str, Sequence[s
     return next((key for key in order.get(transfer.worker, ()) if key in owners), min(owners, default=None))
 
 
-def _is_layered(facts: Mapping[str, Any]) -> bool:
-    return len(facts.get("inputs", {})) > 1
+def _is_layered(facts: Mapping[str, Any], engine: object) -> bool:
+    """Whether of another environment only the layers that differ are sent to a worker that has this one."""
+    # TaskVine has it in parts then.  Work Queue needs to know what is in the one file.
+    return len(facts.get("inputs", {})) > 1 or (engine != "taskvine" and bool(facts.get("layers")))
 
 
 def _resend(facts: Mapping[str, Any]) -> Sequence[Resend]:

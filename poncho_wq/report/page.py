@@ -220,5 +220,5 @@ def _resend(report: Report) -> str:
 
 def _resend_note(report: Report) -> str:
     if report.layered:
-        return "Layers are inputs of their own: only what changes is sent to a worker that has the rest."
+        return "Only what changes is sent to a worker that has the rest."
     return "Sent as one file, all of it goes to every worker again; as layers, only what changes would."

@@ -123,6 +123,14 @@ def test_measured_bytes_win_over_counted_ones(run: Path) -> None:
     assert [cost.sent for cost in report.totals] == [40_000_000, 0]
 
 
+def test_what_another_version_of_a_package_sends_depends_on_the_engine(run: Path) -> None:
+    """Work Queue is sent ranges of files with layers in them; TaskVine parts, and what is small as one file."""
+    assert "sends again, to each worker" in as_text(make_report(read_run(run)))
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "engine": "taskvine"}))
+    assert "sends all " in as_text(make_report(read_run(run)))
+
+
 def test_layers_as_inputs_are_sent_one_by_one(run: Path) -> None:
     path = run / "environments" / ONE
     facts = json.loads(path.read_text())
