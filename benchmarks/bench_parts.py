@@ -1,4 +1,4 @@
-"""An environment in parts: what one changed pin sends and takes, on real Work Queue with a real worker.
+"""An environment as ranges of few files: what one changed pin sends and takes, on real Work Queue with a real worker.
 
 Bytes are those of the inputs in the manager's transaction log, where that names them (Debian's does not), else those
 that the manager says it has sent.  The requirements are pinned, so that nothing but the pin in
@@ -27,7 +27,6 @@ from poncho_wq.engines import core, shipping
 from poncho_wq.engines.workers import LocalWorkers
 from poncho_wq.errors import FetchError, SolveError
 from poncho_wq.manifest import read_manifest
-from poncho_wq.packing.parts import Parts
 from poncho_wq.progress import silent
 from poncho_wq.spec import EnvSpec
 from poncho_wq.wrapper import wrapper_path
@@ -112,15 +111,22 @@ def _requirements(pins: dict[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def one_file() -> Iterator[None]:
-    """What was done before there were parts."""
-    in_parts = shipping._in_parts
+    """Every environment goes whole, whatever was sent before."""
+    in_ranges = shipping._in_ranges
     _forget()
-    shipping._in_parts = lambda tarball: None  # type: ignore[assignment]
+    shipping._in_ranges = lambda tarball, members: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        shipping._in_parts = in_parts
+        shipping._in_ranges = in_ranges
         _forget()
+
+
+def after(base: Environment, env: Environment) -> shipping.Shipment:
+    """``env`` as it goes to workers of a manager that has shipped ``base`` and nothing else."""
+    _forget()
+    shipping.ship(base.tarball, base.identity)
+    return shipping.ship(env.tarball, env.identity)
 
 
 def _forget() -> None:
@@ -129,7 +135,7 @@ def _forget() -> None:
 
 
 def rows() -> Iterator[Row]:
-    """Megabytes sent again for a changed pin, seconds to its first result, what parts cost where they save nothing."""
+    """Megabytes sent again for a changed pin, seconds to its first result, what ranges cost where they save nothing."""
     program("work_queue_worker")
     with tempfile.TemporaryDirectory(prefix="poncho-parts-", dir=os.environ.get("PONCHO_BENCH_DIR")) as directory:
         before = os.environ.get("UV_CACHE_DIR")
@@ -148,17 +154,22 @@ def _rows(bench: Bench) -> Iterator[Row]:
     old = bench.build(PINS, cache)
     manifest = read_manifest(old.tarball)
     assert manifest is not None
-    parts = Parts.of(manifest)
-    assert parts is not None
     whole = old.size / 1e6
-    note = f"{manifest.unpacked / 1e6:.0f} MB unpacked, {whole:.0f} MB packed, {len(parts.parts)} parts"
+    new = bench.build({**PINS, CHANGES[-1][0]: CHANGES[-1][1]}, cache)
+    found = after(old, new)
+    note = (
+        f"{manifest.unpacked / 1e6:.0f} MB unpacked, {whole:.0f} MB packed; "
+        f"with one pin changed {len(found.files)} files, {found.ranges.count(',') + 1} ranges"
+    )
 
-    yield from _nothing(bench, old, note)
-    yield _unpacking(old)
+    yield _nothing(bench, old, new, note)
+    yield _unpacking(old, new)
+    _forget()
     yield _row("one large compiled package changed, sent again", *_large(bench, old, cache), peer="package + 3 %")
-    yield _tasks(bench, old)
+    yield _tasks(bench, old, new)
 
-    pins, sent, took, build_seconds = dict(PINS), [], [], []
+    _forget()
+    pins, sent, took, build_seconds, files = dict(PINS), [], [], [], 0
     with bench.worker():
         bench.run(old)
         for name, version in CHANGES:
@@ -168,10 +179,12 @@ def _rows(bench: Bench) -> Iterator[Row]:
             build_seconds.append(time.perf_counter() - start)
             sent.append(bench.run(new) / 1e6)
             took.append(time.perf_counter() - start)
+            files = max(files, len(shipping.ship(new.tarball, new.identity).files))
     yield _row(
         "one pure-Python pin changed, sent again", max(sent), whole, target="<= 0.03", note=f"the most of {len(sent)}"
     )
-    yield _row("ten changes one after the other, sent", sum(sent), whole * len(sent), target="<= 0.03")
+    yield _row("ten changes one after the other, sent", sum(sent), whole * len(sent), target="<= 0.03",
+               note=f"at most {files} files")  # fmt: skip
 
     complete, complete_builds = [], []
     for number, (name, version) in enumerate(CHANGES[:PAIRS]):
@@ -213,9 +226,10 @@ def _row(name: str, ours: float, whole: float, *, target: str = "<= 1", note: st
     )  # fmt: skip
 
 
-def _unpacking(env: Environment) -> Row:
+def _unpacking(base: Environment, env: Environment) -> Row:
     """Processor time, which other work on the machine changes less than it does the clock's."""
-    parts = [word for path, _ in shipping.ship(env.tarball, env.identity).files for word in ("-e", path)]
+    shipment = after(base, env)
+    ranges = [word for path, _ in shipment.files for word in ("-e", path)] + ["--ranges", shipment.ranges]
 
     def unpack(words: list[str]) -> float:
         with tempfile.TemporaryDirectory(prefix="poncho-unpack-", dir=os.environ.get("PONCHO_BENCH_DIR")) as directory:
@@ -226,28 +240,32 @@ def _unpacking(env: Environment) -> Row:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     return paired(
-        "processor time to unpack", lambda: unpack(parts), lambda: unpack(["-e", str(env.tarball)]),
+        "processor time to unpack", lambda: unpack(ranges), lambda: unpack(["-e", str(env.tarball)]),
         pairs=2 * PAIRS + 1, unit="s", peer_name="one file", target="<= 1.05",
     )  # fmt: skip
 
 
-def _nothing(bench: Bench, env: Environment, note: str) -> Iterator[Row]:
-    """First result on a worker that has nothing, in parts and as one file."""
+def _nothing(bench: Bench, base: Environment, env: Environment, note: str) -> Row:
+    """First result on a worker that has nothing, as ranges of a file that was sent before and as one file."""
     with bench.worker():
         bench.run(env, "true")  # the disk's caches are warm for both
 
-    def parts() -> float:
+    def first() -> float:
         with bench.worker():
             start = time.perf_counter()
             bench.run(env, "true")
             return time.perf_counter() - start
 
+    def ranges() -> float:
+        after(base, env)
+        return first()
+
     def whole() -> float:
         with one_file():
-            return parts()
+            return first()
 
-    yield paired(
-        "first result on a worker that has nothing", parts, whole, pairs=2 * PAIRS + 1, unit="s", peer_name="one file",
+    return paired(
+        "first result on a worker that has nothing", ranges, whole, pairs=2 * PAIRS + 1, unit="s", peer_name="one file",
         target="<= 1.05", note=note,
     )  # fmt: skip
 
@@ -263,8 +281,8 @@ def _large(bench: Bench, old: Environment, cache: Path) -> tuple[float, float]:
         return bench.run(new) / 1e6, package / 1e6 + 0.03 * new.size / 1e6
 
 
-def _tasks(bench: Bench, env: Environment) -> Row:
-    """What twenty inputs cost a task whose worker has them all."""
+def _tasks(bench: Bench, base: Environment, env: Environment) -> Row:
+    """What one more input and the ranges cost a task whose worker has them all."""
 
     def rate() -> float:
         with bench.worker():
@@ -277,11 +295,15 @@ def _tasks(bench: Bench, env: Environment) -> Row:
                 done += bench.queue.wait(5) is not None
             return 200 / (time.perf_counter() - start)
 
+    def ranges() -> float:
+        after(base, env)
+        return rate()
+
     def whole() -> float:
         with one_file():
             return rate()
 
     return paired(
-        "command tasks a second, environment there", rate, whole, pairs=PAIRS, unit="tasks/s", peer_name="one file",
+        "command tasks a second, environment there", ranges, whole, pairs=PAIRS, unit="tasks/s", peer_name="one file",
         target=">= 0.9",
     )  # fmt: skip
