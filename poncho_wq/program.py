@@ -23,6 +23,7 @@ import builtins
 import importlib.util
 import marshal
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -33,8 +34,9 @@ from poncho_wq import staging
 # What every interpreter has loaded before it runs anything, or builds in: free to import.
 _FREE = frozenset({"builtins", "sys", "types"})
 _PACKAGE = "cloudpickle"
-# The last version whose bytes do not depend on what else refers to the strings in them: they are the file's name.
-_MARSHAL = 2
+# 2 is the last version whose bytes do not depend on what else refers to the strings in them: they are the file's name.
+# Python 3.14 has slices among its constants, which only 5 can write; there all strings of code are marked, always.
+_MARSHAL = 2 if sys.version_info < (3, 14) else 5
 
 _TEXT = """\
 # poncho_wq's runner; what it is, the module poncho_wq.program says.

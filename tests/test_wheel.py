@@ -1,6 +1,7 @@
 """What is installed is what counts: a wheel and an sdist, in virtual environments that have never seen the checkout.
 
-With every Python that is supported and found here: beside the running one those on PATH and of pyenv.
+With every Python that is supported and found here: beside the running one those on PATH and of pyenv, and the
+distribution's own, for which alone it has a Work Queue.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+DISTRIBUTION = "of the distribution"
 
 
 def committed(target: Path) -> Path:
@@ -73,14 +75,21 @@ def supported() -> list[str]:
 
 
 def interpreter(version: str) -> Path | None:
-    """A Python of that version."""
+    """A Python of that version that can make virtual environments."""
     if version == HERE:
         return Path(sys.executable)
+    if version == DISTRIBUTION:
+        system = Path("/usr/bin/python3")
+        asks = f"import sys, ensurepip, venv; sys.exit('%d.%d' % sys.version_info[:2] not in {supported()!r})"
+        there = system.exists() and subprocess.run([system, "-c", asks], capture_output=True).returncode == 0
+        return system if there else None
     found = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
     on_path = shutil.which(f"python{version}")
     places = [*found[-1:], *([Path(on_path)] if on_path else [])]
     works = [
-        each for each in places if subprocess.run([each, "-c", "import venv"], capture_output=True).returncode == 0
+        each
+        for each in places
+        if subprocess.run([each, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
     ]
     return works[0] if works else None
 
@@ -168,7 +177,10 @@ def test_who_uses_the_package_is_told_its_types(installed: Path, tmp_path: Path)
     assert 'expression has type "Path", variable has type "int"' in done.stdout
 
 
-@pytest.mark.parametrize(("version", "kind"), [(HERE, "sdist"), *((version, "wheel") for version in supported())])
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [(HERE, "sdist"), *((version, "wheel") for version in supported()), (DISTRIBUTION, "wheel")],
+)
 def test_the_quickstart_runs_where_it_was_installed(
     version: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
