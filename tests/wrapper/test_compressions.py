@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.wrapper import tarballs
-from tests.wrapper.conftest import Samples, World, make_world, tree
-from tests.wrapper.test_faults import Tree, Verdict, beside, counts, damaged_run, how_long, path_without
+from tests.wrapper.conftest import Samples, Tree, World, make_world, tree
+from tests.wrapper.killing import counts, killed_groups
+from tests.wrapper.test_faults import damaged_run, path_without
 
 FORMS = ["zstd", "none"]
 ZSTD = shutil.which("zstd")
@@ -328,24 +326,5 @@ def test_the_group_is_killed(faulty: World, room: Path, tmp_path: Path, form: st
         (tmp_path / "slow/zstd").write_text(SLOW)
         (tmp_path / "slow/zstd").chmod(0o755)
         world = dataclasses.replace(faulty, path=f"{tmp_path}/slow:{faulty.path}")
-    took = how_long(world, tarball.path, room / "env")
-    verdict, in_time = Verdict(), 0
-    for number in range(count):
-        directory = room / f"env {number}"
-        process = world.start("-e", tarball.path, "-d", directory, "where")
-        time.sleep(random.Random(number).uniform(0, took))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        in_time += process.returncode == -signal.SIGKILL
-        if directory.exists():
-            verdict.check(number, tree(directory) == expected, "DIR is there and not whole")
-        verdict.served(number, faulty, tarball.path, directory, expected, CORES=str(1 + number % 3))
-        if beside(directory) != [directory.name]:  # the killed may die after the sweep
-            shutil.rmtree(directory)
-            verdict.served(number, faulty, tarball.path, directory, expected)
-            verdict.check(number, beside(directory) == [directory.name], beside(directory))
-        shutil.rmtree(directory)
-    print(f"{faulty.name}: {form}: groups killed: {count}, while unpacking: {in_time}, wrong: {len(verdict.wrong)}")
-    assert verdict.wrong == []
+    in_time = killed_groups(world, faulty, ["-e", tarball.path], expected, room, count, f"{form}: ")
     assert in_time > count / 3 or form == "none"

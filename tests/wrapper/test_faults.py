@@ -1,7 +1,4 @@
-"""Faults made on purpose: kills, damage, races, full disks. Each test counts what it tried and what went wrong.
-
-`PONCHO_FAULTS=N` tries N moments (or offsets) instead of the few that a usual run has; the slow tests try 200.
-"""
+"""Faults made on purpose: kills, damage, races, full disks. Each test counts what it tried and what went wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,128 +18,25 @@ import pytest
 
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import Samples, Tree, World, make_world, path_without, tree
-
-FEW = int(os.environ.get("PONCHO_FAULTS", "4"))
-MANY = max(FEW, 200)
-# On a busy machine two hundred kills may take half an hour.
-_many = pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="many")
-counts = pytest.mark.parametrize("count", [FEW, _many])
-
-# A decompressor that takes its time and not the processor's, so that there is a middle to be killed in.
-SLOW = f"""#!{sys.executable} -IS
-import sys, time, zlib
-rest = sys.stdin.buffer.read()
-out = b""
-while rest:
-    decoder = zlib.decompressobj(31)
-    out += decoder.decompress(rest)
-    rest = decoder.unused_data
-step = len(out) // 25 + 1
-for start in range(0, len(out), step):
-    sys.stdout.buffer.write(out[start : start + step])
-    sys.stdout.buffer.flush()
-    time.sleep(0.01)
-"""
-
-
-def slowed(world: World, directory: Path) -> World:
-    """The same world with a decompressor that takes about a quarter of a second."""
-    programs = directory / "slow programs"
-    programs.mkdir(exist_ok=True)
-    (programs / "igzip").write_text(SLOW)
-    (programs / "igzip").chmod(0o755)
-    return dataclasses.replace(world, path=f"{programs}:{world.path}")
-
-
-def processes(session: int) -> dict[int, list[str]]:
-    """The living processes of a session, with their command lines."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, IndexError):
-            state, *rest = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(rest[2]) == session and state != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    return found
-
-
-def wait_until(condition: object, what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, what
-        time.sleep(0.005)
-
-
-def all_ended(session: int) -> None:
-    wait_until(lambda: not processes(session), f"processes remain: {processes(session)}")
-
-
-def beside(directory: Path) -> list[str]:
-    """What lies beside an unpacked DIR other than lock files."""
-    return sorted(path.name for path in directory.parent.iterdir() if "lock" not in path.name)
-
-
-def how_long(world: World, tarball: Path, directory: Path) -> float:
-    """Seconds that a first run takes when nothing disturbs it: the least of a few."""
-    took = []
-    for _ in range(3):
-        start = time.monotonic()
-        assert world.run("-e", tarball, "-d", directory).returncode == 0
-        took.append(time.monotonic() - start)
-        shutil.rmtree(directory)
-    return min(took)
-
+from tests.wrapper.killing import (
+    Verdict,
+    all_ended,
+    beside,
+    counts,
+    how_long,
+    killed_groups,
+    processes,
+    slowed,
+    wait_until,
+)  # fmt: skip
 
 # ---- kills ---------------------------------------------------------------------------------------------
-
-
-class Verdict:
-    """What went wrong, with the number of the attempt: a count alone explains nothing."""
-
-    def __init__(self) -> None:
-        self.wrong: list[str] = []
-
-    def check(self, number: int, right: bool, what: object) -> None:
-        if not right:
-            self.wrong.append(f"{number}: {what}")
-
-    def served(self, number: int, world: World, tarball: Path, directory: Path, expected: Tree, **env: str) -> None:
-        """A run that begins now must find or make the whole environment, and leave nothing beside it."""
-        done = world.run("-e", tarball, "-d", directory, "where", env=env)
-        self.check(number, (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", ""), done)
-        found = tree(directory)
-        self.check(number, found == expected, f"differs: {sorted(set(found.items()) ^ set(expected.items()))[:3]}")
 
 
 @counts
 def test_the_group_is_killed(faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, count: int) -> None:
     world = slowed(faulty, room.parent)
-    took = how_long(world, large.path, room / "env")
-    verdict, in_time, late = Verdict(), 0, 0
-    for number in range(count):
-        directory = room / f"env {number}"
-        process = world.start("-e", large.path, "-d", directory, "where")
-        time.sleep(random.Random(number).uniform(0, took))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        in_time += process.returncode == -signal.SIGKILL
-        if directory.exists():
-            verdict.check(number, tree(directory) == large_tree, "DIR is there and not whole")
-        verdict.served(number, faulty, large.path, directory, large_tree, CORES=str(1 + number % 3))
-        if beside(directory) != [directory.name]:  # on a busy machine the killed may die after the sweep
-            late += 1
-            shutil.rmtree(directory)
-            verdict.served(number, faulty, large.path, directory, large_tree)
-            verdict.check(number, beside(directory) == [directory.name], beside(directory))
-        shutil.rmtree(directory)
-    print(
-        f"{faulty.name}: groups killed: {count}, while unpacking: {in_time}, swept late: {late}, "
-        f"wrong: {len(verdict.wrong)}"
-    )
-    assert verdict.wrong == []
-    assert in_time > count / 3
+    assert killed_groups(world, faulty, ["-e", large.path], large_tree, room, count) > count / 3
 
 
 @counts
@@ -152,7 +45,7 @@ def test_the_shell_alone_is_killed(
     faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, victims: str, count: int
 ) -> None:
     world = slowed(faulty, room.parent)
-    took = how_long(world, large.path, room / "env")
+    took = how_long(world, ["-e", large.path], room / "env")
     verdict, in_time = Verdict(), 0
     for number in range(count):
         chance = random.Random(number)
@@ -172,14 +65,14 @@ def test_the_shell_alone_is_killed(
                 os.kill(pid, signal.SIGKILL)
         in_time += bool(set(chosen) & set(alive))
         # at once, while what was not killed goes on
-        verdict.served(number, faulty, large.path, directory, large_tree)
+        verdict.served(number, faulty, ["-e", large.path], directory, large_tree)
         process.communicate()
         all_ended(process.pid)
         verdict.check(number, tree(directory) == large_tree, "what went on has changed DIR")
         if beside(directory) != [directory.name]:  # what went on may have died of it, after the sweep
             moved = directory.with_name("aside")
             directory.rename(moved)
-            verdict.served(number, faulty, large.path, directory, large_tree)
+            verdict.served(number, faulty, ["-e", large.path], directory, large_tree)
             verdict.check(number, beside(directory) == ["aside", directory.name], beside(directory))
             shutil.rmtree(moved)
         shutil.rmtree(directory)
@@ -198,7 +91,7 @@ def test_killed_while_filling_a_directory_that_must_stay(
     world = slowed(user, public)
     (public / "mine").mkdir()
     os.chown(public / "mine", NOBODY, NOBODY)
-    took = how_long(world, tarball, public / "mine/env")
+    took = how_long(world, ["-e", tarball], public / "mine/env")
     verdict, in_time, late = Verdict(), 0, 0
     for number in range(count):
         parent = public / f"parent {number}"
@@ -218,7 +111,7 @@ def test_killed_while_filling_a_directory_that_must_stay(
             late += 1
             for path in set(directory.iterdir()) - set(left):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        verdict.served(number, user, tarball, directory, large_tree)
+        verdict.served(number, user, ["-e", tarball], directory, large_tree)
         verdict.check(number, [path.name for path in parent.iterdir()] == ["env"], "something lies beside DIR")
         shutil.rmtree(parent)
     print(
@@ -492,7 +385,7 @@ def test_everything_is_removed_while_it_is_unpacked(
 ) -> None:
     """Debian's worker removes what is in its workspace before it ends its tasks, when it loses its manager."""
     world = slowed(faulty, room.parent)
-    took = how_long(world, large.path, room / "env")
+    took = how_long(world, ["-e", large.path], room / "env")
     verdict, refused = Verdict(), 0
     for number in range(count):
         directory = room / f"env {number}"
@@ -508,7 +401,7 @@ def test_everything_is_removed_while_it_is_unpacked(
             verdict.check(number, process.returncode == 125 and err.count("\n") >= 1, (process.returncode, out, err))
         if directory.exists():
             shutil.rmtree(directory)
-        verdict.served(number, faulty, large.path, directory, large_tree)
+        verdict.served(number, faulty, ["-e", large.path], directory, large_tree)
         shutil.rmtree(directory)
     print(f"{faulty.name}: removed while unpacking: {count}, refused: {refused}, wrong: {len(verdict.wrong)}")
     assert verdict.wrong == []

@@ -13,18 +13,8 @@ import pytest
 
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import Samples, World, make_world, tree
-from tests.wrapper.test_faults import (
-    NOBODY,
-    Verdict,
-    all_ended,
-    counts,
-    dead_owner,
-    ordinary,
-    path_without,
-    small_disk,
-    stats,
-    wait_until,
-)  # fmt: skip
+from tests.wrapper.killing import Verdict, all_ended, counts, wait_until
+from tests.wrapper.test_faults import NOBODY, dead_owner, ordinary, path_without, small_disk, stats
 
 HOLD = "echo here; read line; which-one"
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import os
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import Samples, Tree, World, tree
-from tests.wrapper.test_faults import Verdict, all_ended, beside, counts, processes, slowed
+from tests.wrapper.killing import VICTIMS, counts, killed_while_others_come
 
 
 def cut(tarball: tarballs.Tarball, directory: Path, *, groups: int = 3) -> list[Path]:
@@ -156,57 +151,10 @@ def test_a_part_of_another_environment_is_refused(world: World, samples: Samples
     assert not (room / "env").exists()
 
 
-def how_long(world: World, parts: list[object], directory: Path) -> float:
-    """Seconds that a first run takes when nothing disturbs it: the least of a few."""
-    took = []
-    for _ in range(3):
-        start = time.monotonic()
-        assert world.run(*parts, "-d", directory).returncode == 0
-        took.append(time.monotonic() - start)
-        shutil.rmtree(directory)
-    return min(took)
-
-
 @counts
-@pytest.mark.parametrize("victims", [pytest.param("the group", marks=pytest.mark.slow), "one of all"])
+@VICTIMS
 def test_killed_while_unpacking_parts(
-    faulty: World,
-    large: tarballs.Tarball,
-    large_tree: Tree,
-    room: Path,
-    tmp_path: Path,
-    victims: str,
-    count: int,
+    faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, tmp_path: Path, victims: str, count: int
 ) -> None:
     parts = options(cut(large, tmp_path / "parts", groups=4))
-    world = slowed(faulty, room.parent)
-    took = how_long(world, parts, room / "env")
-    verdict, in_time = Verdict(), 0
-    for number in range(count):
-        chance = random.Random(number)
-        directory = room / f"env {number}"
-        process = world.start(*parts, "-d", directory, "where")
-        time.sleep(chance.uniform(0, took))
-        alive = sorted(processes(process.pid))
-        if victims == "the group":
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        else:
-            for pid in chance.sample(alive, 1) if alive else []:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        in_time += bool(alive)
-        # at once, while what was not killed goes on
-        done = faulty.run(*parts, "-d", directory, "where", env={"CORES": str(1 + number % 3)})
-        verdict.check(number, (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", ""), done)
-        process.communicate()
-        all_ended(process.pid)
-        verdict.check(number, tree(directory) == large_tree, "DIR is not whole")
-        if beside(directory) != [directory.name]:  # what died late is swept by the next first run
-            shutil.rmtree(directory)
-            assert faulty.run(*parts, "-d", directory).returncode == 0
-            verdict.check(number, beside(directory) == [directory.name], beside(directory))
-        shutil.rmtree(directory)
-    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {len(verdict.wrong)}")
-    assert verdict.wrong == []
-    assert in_time > count / 3
+    assert killed_while_others_come(faulty, parts, large_tree, room, count, victims) > count / 3

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import os
 import random
 import shutil
-import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +13,7 @@ import pytest
 
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import Samples, Tree, World, tree
-from tests.wrapper.test_faults import Verdict, all_ended, beside, counts, processes, slowed
-from tests.wrapper.test_parts import how_long
+from tests.wrapper.killing import VICTIMS, counts, killed_while_others_come
 
 
 @dataclass
@@ -302,37 +297,9 @@ def test_what_reads_a_range_is_killed(
 
 
 @counts
-@pytest.mark.parametrize("victims", [pytest.param("the group", marks=pytest.mark.slow), "one of all"])
+@VICTIMS
 def test_killed_while_unpacking_ranges(
     faulty: World, large: tarballs.Tarball, large_tree: Tree, room: Path, tmp_path: Path, victims: str, count: int
 ) -> None:
     words = spread(large, tmp_path / "ranges").words
-    world = slowed(faulty, room.parent)
-    took = how_long(world, words, room / "env")
-    verdict, in_time = Verdict(), 0
-    for number in range(count):
-        chance = random.Random(number)
-        directory = room / f"env {number}"
-        process = world.start(*words, "-d", directory, "where")
-        time.sleep(chance.uniform(0, took))
-        alive = sorted(processes(process.pid))
-        with contextlib.suppress(ProcessLookupError):
-            if victims == "the group":
-                os.killpg(process.pid, signal.SIGKILL)
-            elif alive:
-                os.kill(chance.choice(alive), signal.SIGKILL)
-        in_time += bool(alive)
-        # at once, while what was not killed goes on
-        done = faulty.run(*words, "-d", directory, "where", env={"CORES": str(1 + number % 3)})
-        verdict.check(number, (done.returncode, done.stdout, done.stderr) == (0, f"{directory}\n", ""), done)
-        process.communicate()
-        all_ended(process.pid)
-        verdict.check(number, tree(directory) == large_tree, "DIR is not whole")
-        if beside(directory) != [directory.name]:  # what died late is swept by the next first run
-            shutil.rmtree(directory)
-            assert faulty.run(*words, "-d", directory).returncode == 0
-            verdict.check(number, beside(directory) == [directory.name], beside(directory))
-        shutil.rmtree(directory)
-    print(f"{faulty.name}: {victims} killed: {count}, in time: {in_time}, wrong: {len(verdict.wrong)}")
-    assert verdict.wrong == []
-    assert in_time > count / 3
+    assert killed_while_others_come(faulty, words, large_tree, room, count, victims) > count / 3
