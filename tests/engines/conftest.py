@@ -40,7 +40,7 @@ def _link(tar: tarfile.TarFile, name: str, target: str) -> None:
 
 
 def make_environment(path: Path, *, python: bool = True, extra: dict[str, str] | None = None) -> Path:
-    """Write the tarball; ``extra`` are more files, by their name in it."""
+    """Write the tarball; ``extra`` are more files, by their name in it; those in ``bin`` are programs."""
     base = Path(sys.base_prefix) / "bin"
     with tarfile.open(path, "w:gz") as tar:
         _add(tar, "bin/activate", "# nothing to do\n")
@@ -51,7 +51,7 @@ def make_environment(path: Path, *, python: bool = True, extra: dict[str, str] |
                 _link(tar, f"bin/{name}", str(base / PYTHON))
         _add(tar, f"lib/{PYTHON}/site-packages/only_there.py", "WORDS = 'from the environment'\n")
         for name, text in (extra or {}).items():
-            _add(tar, name, text)
+            _add(tar, name, text, 0o755 if name.startswith("bin/") else 0o644)
     return path
 
 

@@ -1,7 +1,8 @@
 """The soak: many workers that die at any moment, a manager that dies once, code and pins that change meanwhile.
 
-``python -m tests.engines.soak --tasks 20000`` (``make soak``) prints the figures, and ends with status 1 when a result
-is wrong, lost or there twice, when anything is left over, or when the manager's memory grew.
+``python -m tests.engines.soak --tasks 20000`` (``make soak``) prints the figures for each engine that is installed, and
+ends with status 1 when a result is wrong, lost or there twice, when anything is left over, or when the manager's memory
+grew; also when there is no engine, or not the one that was asked for with ``--engine``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,18 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poncho_wq.engines.workers import LocalWorkers
+import cloudpickle
+
+from poncho_wq.engines.binding import find_work_queue
+from poncho_wq.engines.vine_manager import find_taskvine
+from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
+from poncho_wq.errors import EngineNotInstalled
 from tests.conftest import ROOT
 from tests.engines.soaking import an_environment, below, kill_one
 from tests.wheelhouse import write_wheel
 
+NAMES = {"work_queue": "Work Queue", "taskvine": "TaskVine"}
+WORKERS = {"work_queue": WORK_QUEUE, "taskvine": TASKVINE}
 TARBALLS = 4  # and one environment that is built from a specification
 PATIENCE = 600  # seconds without a result, after which the rest is lost
 GROWTH = 48 * 1024  # KiB that a manager may grow by after its first fifth
@@ -34,6 +43,7 @@ class Figures:
 
     tasks: int
     workers: int
+    engine: str = "work_queue"
     kills: int = 0
     while_unpacking: int = 0
     restarts: int = 0
@@ -58,9 +68,9 @@ class Figures:
     def __str__(self) -> str:
         memory = ", ".join(f"{first // 1024} to {last // 1024} MB" for first, last in self.memory)
         return (
-            f"tasks {self.tasks} in {self.seconds:.0f} s on {self.workers} workers; workers killed {self.kills} "
-            f"({self.while_unpacking} while unpacking), manager restarted {self.restarts}, code edited {self.edits}, "
-            f"pins changed 2; environments unpacked {self.unpacked}, evicted {self.evicted}; "
+            f"{NAMES[self.engine]}: tasks {self.tasks} in {self.seconds:.0f} s on {self.workers} workers; "
+            f"workers killed {self.kills} ({self.while_unpacking} while unpacking), manager restarted {self.restarts}, "
+            f"code edited {self.edits}, pins changed 2; environments unpacked {self.unpacked}, evicted {self.evicted}; "
             f"wrong {len(self.wrong)}, lost {self.lost}, twice {self.twice}, left over {len(self.left)}; "
             f"memory of the manager {memory}"
         )
@@ -71,21 +81,26 @@ class Soak:
 
     def __init__(
         self, directory: Path, *, tasks: int, workers: int, seed: int, pauses: str = "0.5,1,2,4",
-        minutes: float = 24 * 60,
+        minutes: float = 24 * 60, engine: str = "work_queue",
     ) -> None:  # fmt: skip
         self._directory = directory
         self._until = time.monotonic() + minutes * 60
         self._chance = random.Random(seed)
         self._pauses = [float(each) for each in pauses.split(",")]
-        self.figures = Figures(tasks=tasks, workers=workers)
+        self.figures = Figures(tasks=tasks, workers=workers, engine=engine)
         for name in ("code", "own", "workers", "tmp", "manager-tmp", "cache", "wheels", "tarballs"):
             (directory / name).mkdir()
         for number in (1, 2, 3):
             version = f"{number}.0"
             write_wheel(directory / "wheels", "soaked", version, {"soaked.py": f'VERSION = "{version}"\n'})
+        # TaskVine's environments have it, and no index is asked
+        write_wheel(
+            directory / "wheels", "cloudpickle", cloudpickle.__version__,
+            {f"cloudpickle/{file.name}": file.read_text() for file in Path(cloudpickle.__file__).parent.glob("*.py")},
+        )  # fmt: skip
         made = [an_environment(directory / "tarballs", number, parts=200) for number in range(TARBALLS)]
         plan = {
-            "tasks": tasks, "workers": workers, "port": 0,
+            "tasks": tasks, "workers": workers, "port": 0, "engine": engine,
             "environments": [(str(path), f"environment {n}", digest) for n, (path, digest) in enumerate(made)],
         }  # fmt: skip
         self._plan = plan
@@ -107,7 +122,7 @@ class Soak:
             self._write_plan()
             with LocalWorkers(
                 port, count=self.figures.workers, directory=self._directory / "workers", environ=environ,
-                options=("--disk", "4000", "--memory", "2000"),
+                options=("--disk", "4000", "--memory", "2000"), program=WORKERS[self.figures.engine],
             ) as workers:  # fmt: skip
                 manager = self._disturb(manager, workers)
         finally:
@@ -212,25 +227,44 @@ class Soak:
                 left.append(str(path))
 
 
+def absent(engine: str) -> str | None:
+    """What of an engine is not installed; None when all of it is."""
+    if shutil.which(WORKERS[engine]) is None:
+        return f"no {WORKERS[engine]} on PATH"
+    try:
+        (find_taskvine if engine == "taskvine" else find_work_queue)()
+    except EngineNotInstalled as error:
+        return error.message
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the soak and print its figures.")
+    parser.add_argument("--engine", choices=NAMES, action="append", help="default: each that is installed")
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--pauses", default="0.5,1,2,4", help="seconds between two kills, of which one is drawn")
     parser.add_argument("--minutes", type=float, default=24 * 60, help="after these no more tasks are begun")
     given = parser.parse_args()
-    print(f"soak: Work Queue, {given.tasks} tasks, {given.workers} workers, seed {given.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        soak = Soak(
-            Path(name).resolve(), tasks=given.tasks, workers=given.workers, seed=given.seed,
-            pauses=given.pauses, minutes=given.minutes,
-        )  # fmt: skip
-        figures = soak.run()
-    print(figures)
-    for line in (*figures.wrong[:20], *figures.left[:20]):
-        print(f"  {line}")
-    return 0 if figures.good else 1
+    done = []
+    for engine in given.engine or NAMES:
+        if missing := absent(engine):
+            print(f"soak: {NAMES[engine]} is absent ({missing})", flush=True)
+            done += [False] if given.engine else []
+            continue
+        print(f"soak: {NAMES[engine]}, {given.tasks} tasks, {given.workers} workers, seed {given.seed}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="soak-") as name:
+            soak = Soak(
+                Path(name).resolve(), tasks=given.tasks, workers=given.workers, seed=given.seed,
+                pauses=given.pauses, minutes=given.minutes, engine=engine,
+            )  # fmt: skip
+            figures = soak.run()
+        print(figures)
+        for line in (*figures.wrong[:20], *figures.left[:20]):
+            print(f"  {line}")
+        done.append(figures.good)
+    return 0 if done and all(done) else 1
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Manager:
     def run(self) -> None:
         todo = [number for number in range(self._plan["tasks"]) if number not in self._done]
         todo.reverse()
-        with open_engine("work_queue", port=self._plan["port"], directory=self._directory / "own") as engine:
+        with open_engine(self._plan["engine"], port=self._plan["port"], directory=self._directory / "own") as engine:
             (self._directory / "port").write_text(str(engine.queue.port))
             waiting: dict[int, int] = {}
             while todo or waiting:
@@ -80,15 +80,19 @@ class Manager:
         if which == len(environments):
             # The pin changes twice in the course of all tasks, whoever is manager then.
             pin = f"{1 + 3 * number // self._plan['tasks']}.0"
-            task = engine.PonchoTask(pinned, number, environment={"pip": [f"soaked=={pin}"]}, unpack_to="node")
+            task = engine.PonchoTask(pinned, number, environment={"pip": [f"soaked=={pin}"]}, **self._place("node"))
             self._expected[number] = (number * number + self._version, pin, "")
         else:
             tarball, name, digest = environments[which]
             where = "node" if which == len(environments) - 1 else "worker"
-            task = engine.PonchoTask(work, number, environment=tarball, unpack_to=where)
+            task = engine.PonchoTask(work, number, environment=tarball, **self._place(where))
             self._expected[number] = (number * number + self._version, name, digest)
         task.collect_environment_stats()
         return task
+
+    def _place(self, where: str) -> dict[str, str]:
+        """TaskVine unpacks environments itself, in the one place that it knows."""
+        return {} if self._plan["engine"] == "taskvine" else {"unpack_to": where}
 
     def _keep(self, number: int, task: Any) -> None:
         stats = task.environment_stats

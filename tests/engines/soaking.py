@@ -1,4 +1,4 @@
-"""What both soaks share: environments that tell whether they are whole, processes to kill, and what is left."""
+"""What the soaks share: environments that tell whether they are whole, processes to kill, and what is left."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 from pathlib import Path
 
+import poncho_wq
 from poncho_wq.engines.workers import LocalWorkers
+from poncho_wq.wrapper import wrapper_path
 from tests.engines.conftest import PYTHON, make_environment
+
+# By the wrapper, and as TaskVine does it.
+_EXTRACTS = re.compile(rb"\btar\0-?x")
 
 # Counts what is there: a half-made environment would give another digest, or none.
 MODULE = """
@@ -32,6 +38,10 @@ def an_environment(directory: Path, number: int, *, parts: int = 600) -> tuple[P
     texts = {f"part{part:04}.txt": chance.randbytes(2000).hex() for part in range(parts)}
     extra = {f"{where}/{name}": text for name, text in texts.items()}
     extra[f"{where}/which_environment.py"] = MODULE.format(name=f"environment {number}")
+    # what TaskVine calls on a worker, and what that looks for
+    extra["bin/run_in_env"] = Path(poncho_wq.__file__).with_name("prefix_files").joinpath("run_in_env").read_text()
+    extra["bin/poncho_package_run"] = wrapper_path().read_text()
+    extra["poncho/spec.json"] = "{}"
     path = make_environment(directory / f"environment-{number}.tar.gz", extra=extra)
     return path, hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
 
@@ -57,7 +67,7 @@ def is_unpacking(worker: subprocess.Popen[bytes]) -> bool:
         return True
     words = [(Path("/proc") / str(pid) / "cmdline") for pid in descendants(worker.pid)]
     with contextlib.suppress(OSError):
-        return any(b"tar\0-x" in each.read_bytes() for each in words)
+        return any(_EXTRACTS.search(each.read_bytes()) for each in words)
     return False
 
 

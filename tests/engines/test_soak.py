@@ -105,15 +105,16 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_manager_that_dies_too_while_code_and_pins_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["work_queue", "taskvine"])
+def test_a_manager_that_dies_too_while_code_and_pins_change(tmp_path: Path, engine: str) -> None:
     """`make soak` does this with twenty thousand tasks on twenty workers."""
-    needed("work_queue")
+    needed(engine)
     tasks = int(os.environ.get("PONCHO_SOAK_TASKS", "300"))
-    figures = Soak(tmp_path, tasks=tasks, workers=4, seed=1).run()
+    figures = Soak(tmp_path, tasks=tasks, workers=4, seed=1, engine=engine).run()
     print(figures)
     assert figures.wrong == []
     assert figures.left == []
     assert (figures.lost, figures.twice, figures.tasks, figures.restarts) == (0, 0, tasks, 1)
     assert figures.kills > 0
-    assert figures.unpacked > 0
+    assert engine == "taskvine" or figures.unpacked > 0, "who unpacks can tell"
     assert not figures.grown
