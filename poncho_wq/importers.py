@@ -121,7 +121,7 @@ def _is_specification(path: Path) -> bool:
         return False
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return "dependencies" not in document
 

@@ -75,6 +75,8 @@ class Lock:
             document = json.loads(text)
         except ValueError as error:
             raise BuildError(f"the lock is not JSON: {error}") from error
+        except RecursionError:
+            raise BuildError("the lock is nested too deeply") from None
         if not isinstance(document, dict):
             raise BuildError(f"the lock is {_kind(document)}, expected an object")
         if document.get("format") != LOCK_FORMAT:

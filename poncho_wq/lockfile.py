@@ -49,6 +49,13 @@ class LockFile:
     def from_json(cls, text: str | bytes, *, source: str | None = None) -> LockFile:
         """Read what `to_json` wrote; `source` is the file's name.  Raises `SpecError`, `BuildError`."""
         try:
+            return cls._from_json(text, source)
+        except RecursionError:
+            raise SpecError("is not a lock file: nested too deeply", source=source, advice=_AGAIN) from None
+
+    @classmethod
+    def _from_json(cls, text: str | bytes, source: str | None) -> LockFile:
+        try:
             document = json.loads(text)
         except ValueError as error:
             raise SpecError(f"is not a lock file: {error}", source=source, advice=_AGAIN) from None

@@ -429,6 +429,9 @@ def test_micromambas_selectors() -> None:
         ("\x07", "not YAML"),
         ("[" * 5000, "nested too deeply"),
         ("a: {" * 60 + "}" * 60, "nested too deeply"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('"\\UFFFFFFFF": a\n', "not YAML: a character above U+10FFFF"),
+        ('"\\U00110000": a\n', "not YAML: a character above U+10FFFF"),
     ],
 )
 def test_environment_files_that_are_refused(tmp_path: Path, text: str, words: str) -> None:

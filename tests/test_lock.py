@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poncho_wq.errors import BuildError
+from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
+from poncho_wq.lockfile import LockFile
 
 DIGEST = "ab" * 32
 words = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True)
@@ -121,3 +123,15 @@ def test_a_folder_cannot_be_locked() -> None:
 def test_a_result_of_another_shape_is_an_error_of_ours(document: dict[str, object]) -> None:
     with pytest.raises(BuildError, match="not as expected"):
         packages_from_pylock(document)
+
+
+def test_what_is_nested_too_deeply_is_an_error_of_ours() -> None:
+    deep = "[" * 100_000
+    with pytest.raises(BuildError, match="nested too deeply"):
+        Lock.from_json(deep)
+    with pytest.raises(SpecError, match=r"poncho\.lock: is not a lock file: nested too deeply"):
+        LockFile.from_json(deep, source="poncho.lock")
+    # Some that can be read cannot be written again: none may be an error of Python's.
+    for depth in range(100, sys.getrecursionlimit() + 100, 10):
+        with pytest.raises((BuildError, SpecError)):
+            LockFile.from_json(f'{{"poncho-lock": 1, "spec": {{"pip": []}}, "lock": {"[" * depth}{"]" * depth}}}')

@@ -91,7 +91,7 @@ def _record(data: bytes) -> CondaRecord | None:
             build=str(document.get("build") or document["build_string"]),
             channel=_channel(document),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

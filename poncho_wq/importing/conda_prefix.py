@@ -121,7 +121,7 @@ def _records(prefix: Path) -> Iterator[InstalledPackage]:
         try:
             document = json.loads(read_bytes(file, limit=256 * 1024 * 1024))
             yield _record(document, file.name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SpecError(f"is not a record of conda: {error!r}", source=str(file)) from None
 
 

@@ -44,6 +44,8 @@ def load_yaml(text: str, *, source: str) -> Any:
         raise SpecError(f"not YAML: {str(error).splitlines()[0]}", source=source) from None
     except RecursionError:
         raise SpecError("nested too deeply", source=source) from None
+    except (OverflowError, ValueError):  # of `chr`, which PyYAML hands whatever "\\UXXXXXXXX" says
+        raise SpecError("not YAML: a character above U+10FFFF", source=source) from None
 
 
 def _refuse_aliases(text: str, source: str) -> None:
