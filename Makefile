@@ -13,7 +13,7 @@ help:
 	@echo "make test-all  the tests with the long ones"
 	@echo "make check   ruff, mypy --strict, shellcheck"
 	@echo "make fuzz    ten thousand hostile inputs for everything that reads any (an hour; FUZZ=number)"
-	@echo "make soak    twenty thousand tasks on workers that die at any moment, and a manager that dies once"
+	@echo "make soak    twenty thousand tasks on each engine that is here, workers that die at any moment, a manager that dies once"
 	@echo "make docs    these documents as a site, in build/site, and the manual pages in build/man"
 	@echo "make bench   measurements against Debian's tools and conda-pack, as ratios"
 	@echo "make clean   remove what these made (the environment cache stays)"
@@ -42,7 +42,7 @@ FUZZ ?= 10000
 fuzz: $(STAMP)
 	PONCHO_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz $(ARGS)
 
-# Hours on a busy machine; `make soak ARGS="--tasks 2000 --minutes 20"` is less.
+# Hours on a busy machine; `make soak ARGS="--engine taskvine --tasks 2000 --minutes 20"` is less.
 .PHONY: soak
 soak: $(STAMP) engine
 	$(BIN)/python -m tests.engines.soak $(ARGS)
