@@ -53,6 +53,7 @@ class Figures:
     twice: int = 0
     unpacked: int = 0
     evicted: int = 0
+    warm: int = 0
     left: list[str] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)
     seconds: float = 0.0
@@ -71,6 +72,7 @@ class Figures:
             f"{NAMES[self.engine]}: tasks {self.tasks} in {self.seconds:.0f} s on {self.workers} workers; "
             f"workers killed {self.kills} ({self.while_unpacking} while unpacking), manager restarted {self.restarts}, "
             f"code edited {self.edits}, pins changed 2; environments unpacked {self.unpacked}, evicted {self.evicted}; "
+            f"run in warm interpreters {self.warm}; "
             f"wrong {len(self.wrong)}, lost {self.lost}, twice {self.twice}, left over {len(self.left)}; "
             f"memory of the manager {memory}"
         )
@@ -205,6 +207,7 @@ class Soak:
         figures.wrong = [f"{line['task']}: {line['got']}" for line in lines if line["got"] != line["expected"]]
         figures.unpacked = sum(line["unpacked"] for line in lines)
         figures.evicted = sum(line["evicted"] for line in lines)
+        figures.warm = sum(line["warm"] for line in lines)
         figures.edits = len((self._directory / "edits").read_text().splitlines())
         lives: dict[str, list[int]] = {}
         for line in (self._directory / "memory").read_text().splitlines():

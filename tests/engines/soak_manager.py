@@ -23,11 +23,14 @@ HELPER = "VERSION = {version}\n\n\ndef square(number):\n    return number * numb
 
 def work(number: int) -> tuple[int, str, str]:
     """In an environment that can tell whether it is whole, with a helper that is edited meanwhile."""
+    import os
     import time
 
     import soak_helper
     import which_environment
 
+    with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+        print("warm" if b"\0--serve\0" in file.read() else "fresh")
     time.sleep(number % 7 / 100)
     return soak_helper.square(number), which_environment.NAME, which_environment.digest_of_all()
 
@@ -87,6 +90,10 @@ class Manager:
             where = "node" if which == len(environments) - 1 else "worker"
             task = engine.PonchoTask(work, number, environment=tarball, **self._place(where))
             self._expected[number] = (number * number + self._version, name, digest)
+            if number % 2 and where == "worker" and self._plan["engine"] == "work_queue":
+                # Whoever wants to know what a task cost has it run fresh.
+                task.specify_warm(True)
+                return task
         task.collect_environment_stats()
         return task
 
@@ -99,7 +106,7 @@ class Manager:
         line = {
             "task": number, "got": task.output if isinstance(task.output, tuple) else repr(task.output),
             "expected": self._expected.pop(number), "unpacked": bool(stats and stats.unpacked),
-            "evicted": stats.evicted if stats else 0,
+            "evicted": stats.evicted if stats else 0, "warm": "warm\n" in (task.std_output or ""),
         }  # fmt: skip
         self._results.write(json.dumps(line) + "\n")
         self._done.add(number)
