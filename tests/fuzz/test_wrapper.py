@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,27 @@ from hypothesis import strategies as st
 
 from tests.fuzz.archives import Member, archive, members
 from tests.fuzz.campaign import Campaign
-from tests.fuzz.strategies import damaged
+from tests.fuzz.strategies import NASTY, damaged
 from tests.fuzz.test_archives import MANIFEST_WORDS
 from tests.wrapper import tarballs
 from tests.wrapper.conftest import World, make_world
 
-# Two shells, each with damaged members, bytes and manifests: together one target.
-SHARE = 6
+# Two shells, each with damaged members, bytes, manifests and ranges: together one target.
+SHARE = 8
 # What a shell says when it trips over a value, instead of the wrapper saying what is wrong.
 _TRIPPED = re.compile(
     r"poncho_package_run: (line )?\d+:|syntax error|[Ii]llegal number|bad number|integer expression|unbound"
 )
 
 
-def unpack(world: World, tarball: Path, room: Path) -> int:
+def unpack(world: World, tarball: Path, room: Path, *more: str) -> int:
     """Provide the environment, without a command; returns the exit status."""
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir()
+    argv = world.argv("-e", tarball, *more, "--unpack-to", room / "env")
     done = subprocess.run(
-        world.argv("-e", tarball, "--unpack-to", room / "env"), env=world.environ({"CORES": "2", "TMPDIR": str(room)}),
-        cwd=room, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=120,
+        argv, env=world.environ({"CORES": "2", "TMPDIR": str(room)}), cwd=room, stdin=subprocess.DEVNULL,
+        capture_output=True, encoding="utf-8", errors="replace", timeout=120,
     )  # fmt: skip
     assert done.returncode in (0, 125), done
     assert not _TRIPPED.search(done.stderr), done.stderr
@@ -138,3 +140,38 @@ def test_manifests(campaign: Campaign, shell: World, tmp_path_factory: pytest.Te
     campaign.run(
         f"wrapper, {shell.name}: manifest", case, programs=True, share=SHARE, manifest=damaged((text,), MANIFEST_WORDS)
     )
+
+
+# What a program can be given as an argument.
+_argument = st.one_of(st.sampled_from(NASTY), st.text(max_size=8)).filter(
+    lambda text: "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
+)
+
+
+def test_ranges(campaign: Campaign, shell: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Right ones, some of them changed, and anything: what is provided is the environment."""
+    made = tarballs.ours(tmp_path_factory.mktemp("good") / "ours.tar.gz")
+    size = made.path.stat().st_size
+    ends = [0, made.member, *(offset + length for offset, length in made.spans), size]
+    right = [f"{1 + number % 2}:{start}:{stop - start}" for number, (start, stop) in enumerate(pairwise(ends))]
+    room = campaign.directory / "room"
+
+    def case(changes: list[tuple[int, str]], whole: bool) -> None:
+        words = list(right)
+        for number, word in changes:
+            words[number] = word
+        text = changes[-1][1] if whole and changes else ",".join(words)
+        if unpack(shell, made.path, room, "-e", str(made.path), f"--ranges={text}") != 0:
+            campaign.counts["(125)"] += 1
+        else:
+            assert [entry for entry in made.entries if not os.path.lexists(room / "env" / entry)] == []
+
+    number = st.one_of(st.sampled_from(["0", "1", "2", "3", "01", "", str(size), str(10**15), str(2**63)]), _argument)
+    ranges = st.one_of(
+        _argument, st.sampled_from(right), st.tuples(number, number, number).map(":".join),
+        st.tuples(*map(st.sampled_from, ([1, 2], ends, ends))).map(lambda each: ":".join(map(str, each))),
+    )  # fmt: skip
+    campaign.run(
+        f"wrapper, {shell.name}: ranges", case, programs=True, share=SHARE,
+        changes=st.lists(st.tuples(st.integers(0, len(right) - 1), ranges), max_size=3), whole=st.booleans(),
+    )  # fmt: skip
