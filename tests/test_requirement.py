@@ -76,6 +76,9 @@ def test_spelling(text: str, tidied: str, canon: str | None) -> None:
         ("a @ https://u:secret@h/x.whl", "holds credentials"),
         ("a @ https://h/${HOME}/x.whl", "environment variable"),
         ("a @ git+ssh://-oProxyCommand=x/y", "begins with a dash"),
+        (f"a=={'9' * 5000}", "no version has a number of that length"),
+        (f"a>=1,<1.{'9' * 5000}", "no version has a number of that length"),
+        (f"a; python_version < '3.{'9' * 5000}'", "no version has a number of that length"),
         ("a; " + "(" * 500 + "os_name == 'x'" + ")" * 500, "nested too deeply"),
     ],
 )

@@ -39,6 +39,7 @@ _EDITABLE_ADVICE = (
 )
 
 _DEEPEST_MARKER = 50  # parentheses
+_LONG_NUMBER = re.compile(r"[0-9]{1000}")
 
 
 def tidy(text: str) -> str:
@@ -97,6 +98,11 @@ def _parse(text: str) -> Requirement:
         raise SpecError(f"{quoted(text)} is not a PEP 508 requirement: {first_line}") from None
     if any(not clause.version for clause in parsed.specifier):  # packaging takes `name===` for a whole clause
         raise SpecError(f"{quoted(text)} is not a PEP 508 requirement: an operator without a version")
+    # Python refuses to make a number of more than 4,300 digits, and packaging does not expect that.
+    if any(
+        _LONG_NUMBER.search(each) for each in (*(clause.version for clause in parsed.specifier), str(parsed.marker))
+    ):
+        raise SpecError(f"{quoted(text)} is not a PEP 508 requirement: no version has a number of that length")
     if parsed.url is not None:
         if ":" not in parsed.url:
             raise SpecError(

@@ -86,7 +86,8 @@ class Soak:
         minutes: float = 24 * 60, engine: str = "work_queue",
     ) -> None:  # fmt: skip
         self._directory = directory
-        self._until = time.monotonic() + minutes * 60
+        now = time.monotonic()
+        self._half, self._until = now + minutes * 30, now + minutes * 60
         self._chance = random.Random(seed)
         self._pauses = [float(each) for each in pauses.split(",")]
         self.figures = Figures(tasks=tasks, workers=workers, engine=engine)
@@ -163,7 +164,7 @@ class Soak:
         return file.read_bytes().count(b"\n") if file.exists() else 0
 
     def _disturb(self, manager: subprocess.Popen[bytes], workers: LocalWorkers) -> subprocess.Popen[bytes]:
-        """Kill workers until the manager has all results, and once, half way, the manager itself."""
+        """Kill workers until the manager has all results, and once, half of the way or time, the manager itself."""
         figures = self.figures
         next_kill = time.monotonic() + 1
         last, seen, said = time.monotonic(), 0, 0
@@ -179,7 +180,8 @@ class Soak:
                 (self._directory / "enough").touch()
             assert time.monotonic() - last < PATIENCE, f"no result any more after {done}: {self._log()}"
             workers.replace_dead()
-            if done >= figures.tasks // 2 and not figures.restarts:
+            half = done >= figures.tasks // 2 or time.monotonic() >= self._half
+            if half and not figures.restarts:
                 manager.send_signal(signal.SIGKILL)
                 manager.wait()
                 figures.restarts += 1

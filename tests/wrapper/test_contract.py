@@ -832,6 +832,9 @@ def test_a_long_manifest(world: World, room: Path) -> None:
         ({"unpacked": "many"}, "damaged"),
         ({"files": "9" * 30}, "damaged"),
         ({"identity": "../../x"}, "damaged"),
+        ({"glibc": "poncho-manifest 1"}, "damaged"),
+        ({"glibc": "2.x"}, "damaged"),
+        ({"glibc": f"2.{'9' * 30}"}, "damaged"),
     ],
 )
 def test_what_the_manifest_rules_out(world: World, room: Path, replace: dict[str, str], complaint: str) -> None:
