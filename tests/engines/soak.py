@@ -48,6 +48,7 @@ class Figures:
     while_unpacking: int = 0
     restarts: int = 0
     edits: int = 0
+    pins: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: int = 0
     twice: int = 0
@@ -71,8 +72,8 @@ class Figures:
         return (
             f"{NAMES[self.engine]}: tasks {self.tasks} in {self.seconds:.0f} s on {self.workers} workers; "
             f"workers killed {self.kills} ({self.while_unpacking} while unpacking), manager restarted {self.restarts}, "
-            f"code edited {self.edits}, pins changed 2; environments unpacked {self.unpacked}, evicted {self.evicted}; "
-            f"run in warm interpreters {self.warm}; "
+            f"code edited {self.edits}, pins changed {self.pins}; environments unpacked {self.unpacked}, "
+            f"evicted {self.evicted}; run in warm interpreters {self.warm}; "
             f"wrong {len(self.wrong)}, lost {self.lost}, twice {self.twice}, left over {len(self.left)}; "
             f"memory of the manager {memory}"
         )
@@ -207,6 +208,7 @@ class Soak:
         figures.lost = len(asked - found)
         figures.twice = len(lines) - len(found)
         figures.wrong = [f"{line['task']}: {line['got']}" for line in lines if line["got"] != line["expected"]]
+        figures.pins = len({line["expected"][1] for line in lines if not line["expected"][2]}) - 1
         figures.unpacked = sum(line["unpacked"] for line in lines)
         figures.evicted = sum(line["evicted"] for line in lines)
         figures.warm = sum(line["warm"] for line in lines)
