@@ -7,6 +7,7 @@ programs of ours that own the loop (the executor, batches); a user's own program
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -117,7 +118,8 @@ def open_engine(
     ``name`` is the project name that the manager tells the catalog.  ``features`` are what the workers offer.
     ``directory`` holds what workers and manager write (default: a temporary one); only TaskVine's logs stay there.
     ``factory``: the workers are jobs of this batch system (``slurm``, ``condor``, …) instead of processes here.
-    ``setup(manager)`` is called before any worker can come, for passwords and the like.
+    ``setup(manager)`` is called before any worker can come, for passwords and the like.  Where nobody can be told of
+    the manager (no ``port``, ``name``, ``factory`` or ``setup``) only the workers started here know its password.
     The embedded engine ``"local"`` is one worker with the cores of all.
 
     Raises ``EngineError`` for an unknown kind, ``EngineNotInstalled``.  Everything that was started ends with the
@@ -135,8 +137,14 @@ def open_engine(
             return
         opened = _open_work_queue if kind == "work_queue" else _open_taskvine
         engine = stack.enter_context(opened(port, name, directory))
+        password = None
         if setup is not None:
             setup(engine.queue)
+        elif workers and not port and name is None and factory is None:
+            # A worker of anybody on this machine that looks for a manager would be given tasks, and its results read.
+            password = secrets.token_hex(16)
+            say = engine.queue.specify_password if kind == "work_queue" else engine.queue.set_password
+            say(password)
         recording.attach(engine.queue)
         if workers and factory is not None:
             stack.enter_context(
@@ -155,6 +163,7 @@ def open_engine(
                     directory=directory,
                     program=WORK_QUEUE if kind == "work_queue" else TASKVINE,
                     features=features,
+                    password=password,
                 )
             )
         yield engine

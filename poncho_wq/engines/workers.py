@@ -35,6 +35,7 @@ class LocalWorkers:
     A context manager.  Each worker has a work directory of its own below ``directory`` (default: a temporary one),
     which is removed with it.  ``environ`` is the workers' whole environment (default: this process's own).
     ``program``: ``WORK_QUEUE`` or ``TASKVINE``.  ``features`` are what they offer to tasks that ask for them.
+    ``password`` is what the manager wants to hear.
 
     Raises ``EngineNotInstalled`` when the program is not on PATH.
     """
@@ -50,6 +51,7 @@ class LocalWorkers:
         options: Sequence[str] = (),
         program: str = WORK_QUEUE,
         features: Sequence[str] = (),
+        password: str | None = None,
     ) -> None:
         found = shutil.which(program)
         if found is None:
@@ -60,6 +62,7 @@ class LocalWorkers:
         self._count = count
         self._cores = cores
         self._options = tuple(options)
+        self._password = password
         self._environ = dict(os.environ if environ is None else environ)
         self._parent = directory
         self._root: Path | None = None
@@ -75,6 +78,12 @@ class LocalWorkers:
                 advice="set TMPDIR, or give another directory",
             )
         try:
+            if self._password is not None:
+                # Not on a command line, which everybody on this machine can read.
+                file = self._root / "password"
+                file.touch(mode=0o600)
+                file.write_text(self._password, encoding="ascii")
+                self._options = (*self._options, f"--password={file}")
             for _ in range(self._count):
                 self.start_one()
         except BaseException:

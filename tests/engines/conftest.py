@@ -25,6 +25,8 @@ from poncho_wq.errors import EngineNotInstalled
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 # How long a test waits for a task before it calls it lost.
 PATIENCE = 60
+# So that no worker of another test, or of anybody on this machine, is given tasks.
+PASSWORD = "of the tests"
 
 
 def _add(tar: tarfile.TarFile, name: str, text: str, mode: int = 0o644) -> None:
@@ -106,7 +108,7 @@ def start_workers(trap: Path) -> Callable[..., Any]:
     """``with start_workers(q) as workers:`` real workers for a manager, whose own Python is a trap."""
 
     def start(queue: Any, **options: Any) -> LocalWorkers:
-        return LocalWorkers(queue.port, environ=_worker_environ(trap), **options)
+        return LocalWorkers(queue.port, environ=_worker_environ(trap), password=PASSWORD, **options)
 
     return start
 
@@ -117,9 +119,11 @@ def make_manager() -> Callable[[], Any]:
 
     def make() -> Any:
         try:
-            return WorkQueue(0)
+            queue = WorkQueue(0)
         except EngineNotInstalled as missing:
             pytest.skip(f"Work Queue is not installed: {missing.message}")
+        queue.specify_password(PASSWORD)
+        return queue
 
     return make
 

@@ -13,6 +13,7 @@ import pytest
 
 from poncho_wq.engines.backlog import LEAST, Backlog, depth
 from poncho_wq.engines.opened import Capacity, Needs, open_engine
+from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
 from poncho_wq.errors import EngineError, EngineNotInstalled
 from tests.engines.conftest import PATIENCE
 from tests.engines.opened_engines import KINDS, opened
@@ -81,6 +82,21 @@ def _running_below(directory: Path) -> list[str]:
         if Path(where).is_relative_to(directory):
             found.append(f"{pid} {where}")
     return found
+
+
+@pytest.mark.parametrize("kind", ["work_queue", "taskvine"])
+def test_a_worker_of_somebody_else_is_given_nothing(kind: str, environment: Any, tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    program = WORK_QUEUE if kind == "work_queue" else TASKVINE
+    with (
+        opened(kind, workers=1, directory=tmp_path) as engine,
+        LocalWorkers(engine.queue.port, count=2, program=program, directory=tmp_path / "foreign"),
+    ):
+        for _ in range(6):
+            engine.submit(engine.PonchoTask("pwd; sleep 0.3", environment=environment))
+        places = [Path(task.std_output.strip()) for task in _finish(engine, 6)]
+        assert [place for place in places if place.is_relative_to(tmp_path / "foreign")] == []
+        assert engine.capacity().workers == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
