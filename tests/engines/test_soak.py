@@ -18,6 +18,7 @@ import pytest
 
 from poncho_wq.engines.work_queue import PonchoTask
 from poncho_wq.engines.workers import LocalWorkers
+from tests.engines.conftest import PASSWORD
 from tests.engines.opened_engines import needed
 from tests.engines.soak import Soak
 from tests.engines.soaking import an_environment, below, kill_one
@@ -58,7 +59,9 @@ def test_workers_that_die_at_any_moment(make_manager: Callable[[], Any], tmp_pat
     results: dict[int, list[Any]] = {}
     stats = []
     submitted = kills = while_unpacking = 0
-    with LocalWorkers(queue.port, count=WORKERS, directory=workplace, environ=environ) as workers:
+    with LocalWorkers(
+        queue.port, count=WORKERS, directory=workplace, environ=environ, password=PASSWORD
+    ) as workers:  # fmt: skip
         next_kill = time.monotonic() + 1
         last = time.monotonic()
         while sum(map(len, results.values())) < TASKS:

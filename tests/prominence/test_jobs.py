@@ -112,7 +112,8 @@ def test_a_job_from_beginning_to_end(service: Service, job: Callable[..., Job], 
 
 
 def test_tasks_share_a_directory_and_sidecars_frame_them(service: Service, job: Callable[..., Job], task: Any) -> None:
-    watch = task("echo up > new; mv new ready; trap 'echo down >&2; exit 0' TERM; while :; do sleep 0.1; done", type="sidecar")
+    until_told = "trap 'echo down >&2; exit 0' TERM; while :; do sleep 0.1; done"
+    watch = task(f"echo up > new; mv new ready; {until_told}", type="sidecar")
     first = task("while ! [ -e ready ]; do sleep 0.05; done; cat ready; echo $WHO > shared", env={"WHO": "me"})
     second = task("cat ../shared; pwd; echo $HOME", workdir="sub")
     made = job(watch, first, second)
