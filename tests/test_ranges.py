@@ -63,6 +63,7 @@ class Sender:
         of = {None: delta} | {carrier: self.files[carrier.name] for carrier in found.carriers}
         assert b"".join(of[each.carrier][each.offset : each.offset + each.length] for each in found.ranges) == data
         assert {each.carrier for each in found.ranges} - {None} == {*found.carriers}
+        assert all(each.carrier is None or each.length >= ranges.LEAST_RUN for each in found.ranges)
         assert found.sent == len(delta)
         assert len(found.carriers) + bool(delta) <= MOST_FILES
         assert len(found.ranges) <= MOST_RANGES
@@ -133,6 +134,19 @@ def test_one_changed_package_is_five_ranges_of_two_files() -> None:
         assert [each.carrier is None for each in found.ranges] == [True, False, True, False, True]
         assert len(found.carriers) == 1
         assert 131 * KB < found.sent < 136 * KB
+
+
+def test_a_carrier_with_little_in_it_is_no_file_of_a_task() -> None:
+    sender = Sender()
+    tiny: dict[str, int] = {}
+    with small():
+        sender.send(manifest_of(environment()))
+        for number in range(3):
+            tiny[f"small-{number}"] = 2 * KB + number
+            found = sender.send(manifest_of(environment(**tiny)))
+            assert found is not None
+            assert len(found.carriers) == 1
+            assert found.sent > (number + 1) * 2 * KB, "with what the one before it had"
 
 
 def test_many_small_changes_stay_few_files_and_are_no_burden() -> None:
