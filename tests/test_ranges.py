@@ -162,6 +162,18 @@ def test_what_two_carriers_have_counts_once() -> None:
     assert two in found.delta
 
 
+def test_what_is_small_and_stood_between_what_went_is_sent_again() -> None:
+    """Rather than named by a range of its own."""
+    layers = [("large", 400 * KB), ("gone", KB), ("little", 1100), ("gone too", KB), ("other", 400 * KB)]
+    before = Carrier.of("before", members_of(manifest_of([(name.replace(" ", "-"), size) for name, size in layers])))
+    members = members_of(manifest_of([each for each in layers if not each[0].startswith("gone")]))
+    with small():
+        found = assemble(members, [before])
+    assert found is not None
+    assert members[2] in found.delta
+    assert [each.length for each in found.ranges if each.carrier is before] == [400 * KB, 400 * KB]
+
+
 def test_many_small_changes_stay_few_files_and_are_no_burden() -> None:
     sender = Sender()
     received = []
