@@ -177,7 +177,7 @@ def _optional(document: Mapping[str, Any], key: str, where: str) -> str | None:
     value = document.get(key)
     if value is not None and not isinstance(value, str):
         raise BuildError(f"{where}.{key}: expected text, got {_kind(value)}")
-    return value
+    return value or None  # an empty text says no more than none, and is not written
 
 
 def _only(document: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -125,6 +125,15 @@ def test_a_result_of_another_shape_is_an_error_of_ours(document: dict[str, objec
         packages_from_pylock(document)
 
 
+def test_an_empty_text_is_none() -> None:
+    lock = Lock(
+        python="3.11.7", interpreter="x", platform="linux-64", packages=(LockedPackage(name="a", version=None),)
+    )
+    document = json.loads(lock.to_json())
+    document["packages"][0] |= {"version": "", "url": "", "commit": ""}
+    assert Lock.from_json(json.dumps(document)) == lock
+
+
 def test_what_is_nested_too_deeply_is_an_error_of_ours() -> None:
     deep = "[" * 100_000
     with pytest.raises(BuildError, match="nested too deeply"):
