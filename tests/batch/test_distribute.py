@@ -30,6 +30,7 @@ open("distribute_save/left", "w").close()
 RUN = """\
 import json, os, sys
 sys.path.insert(0, "input")
+sys.dont_write_bytecode = True  # into the directory that is listed next
 import utils_file
 print(os.path.basename(sys.argv[0]), sys.argv[1], sorted(os.listdir("input")), os.listdir("distribute_save"))
 print(open("solver/a.txt").read(), end="", file=sys.stderr)
