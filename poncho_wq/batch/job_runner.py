@@ -268,7 +268,10 @@ def _prepare(running: Running) -> None:
         except Exception as error:  # whatever a damaged archive makes its reader raise
             raise Problem("the input " + item["name"] + " could not be put in place: " + str(error)) from error
     for name in running.job.get("directories", ()):
-        os.makedirs(os.path.join(home, name), exist_ok=True)
+        try:
+            os.makedirs(_place(home, name), exist_ok=True)
+        except (OSError, ValueError) as error:  # an archive has put something else there
+            raise Problem("the directory " + name + " could not be made: " + str(error)) from error
 
 
 # How files begin that are compressed by themselves, and the module that reads them.

@@ -65,10 +65,11 @@ def understood(facts: Any, job: Job) -> Mapping[str, Any]:
     if not isinstance(facts, dict):
         raise ValueError("no result")
     for name, kinds in _FACTS.items():
-        if not isinstance(facts.get(name), kinds):
+        if name not in facts or not isinstance(facts[name], kinds):
             raise ValueError(f"{name} of a result is {facts.get(name)!r:.80}")
     for record in facts["steps"]:
-        if not isinstance(record, dict) or record.get("step") not in range(len(job.steps)):
+        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(step, int) or step not in range(len(job.steps)):
             raise ValueError("a result of a step that the job does not have")
         if not all(name in record and isinstance(record[name], (int, type(None))) for name in ("exit_code", "signal")):
             raise ValueError("a step that ended in no known way")

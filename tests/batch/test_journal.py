@@ -252,6 +252,9 @@ def _with_facts(path: Path, facts: object) -> Path:
         [], {}, {**FACTS, "steps": [{"step": 1, "exit_code": 0, "signal": None}]}, {**FACTS, "steps": [{}]}, {**FACTS,
         "steps": 3}, {**FACTS, "steps": [{"step": 0, "exit_code": "0", "signal": None}]}, {**FACTS, "host": []},
         {**FACTS, "missing": [1]}, {**FACTS, "started": "now"}, {**FACTS, "problem": 1},
+        {name: value for name, value in FACTS.items() if name != "problem"},
+        {**FACTS, "steps": [{"step": 0.0, "exit_code": 0, "signal": None}]},
+        {**FACTS, "steps": [{"step": [], "exit_code": 0, "signal": None}]},
     ],
 )  # fmt: skip
 def test_what_a_worker_says_is_believed_only_in_the_runners_form(tmp_path: Path, facts: object) -> None:

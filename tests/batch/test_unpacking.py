@@ -113,3 +113,24 @@ def test_an_input_is_not_put_through_a_link_that_an_archive_brought(
     with pytest.raises(job_runner.Problem, match="goes through a link"):
         job_runner._prepare(job_runner.Running({"inputs": inputs}))
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        (Member("lib", data=b"x"), "lib"),
+        (Member("lib", data=b"x"), "lib/deep"),
+        (Member("lib", kind=b"2", target="../outside"), "lib/deep"),
+        (Member("lib", kind=b"2", target="nowhere"), "lib"),
+    ],
+)
+def test_a_directory_whose_place_an_archive_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: Member, name: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "first").write_bytes(archive([member], ""))
+    monkeypatch.chdir(tmp_path)
+    inputs = [{"file": "first", "name": ".", "unpack": True}]
+    with pytest.raises(job_runner.Problem, match=f"the directory {name} could not be made"):
+        job_runner._prepare(job_runner.Running({"inputs": inputs, "directories": [name]}))
+    assert list((tmp_path / "outside").iterdir()) == []
