@@ -17,6 +17,8 @@ _SENSITIVE = (
 )  # fmt: skip
 _TEMPORARY = (b"TMPDIR", b"TEMP", b"TMP")
 _PIDFD_GETFD = 438
+# More than such a file has: what came short was all of it.
+_AT_ONCE = 1 << 18
 
 
 class _Odd(Exception):
@@ -27,7 +29,7 @@ class _Start:
     """What is the same for all children of a server, and so found out once.
 
     ``environ`` and ``limits`` are those that the server was started with, ``activated`` the names of what the
-    environment's activation sets.
+    environment's activation sets.  ``ours`` are the server's variables since its last import.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -39,6 +41,7 @@ class _Start:
         self.kept = _kept_environ(self.environ)
         self.limits = _content("/proc/self/limits")
         self.getfd = _system_call()
+        self.ours: dict[bytes, bytes] = {}
         self.prefix = os.fsencode(prefix)
         body = _content(prefix + "/poncho/ready").partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
         self.activated: list[bytes] = []
@@ -46,6 +49,10 @@ class _Start:
             import re
 
             self.activated = sorted(set(re.findall(rb"(?m)^(?:export )?([A-Za-z_][A-Za-z0-9_]*)=", body)))
+
+    def settled(self) -> None:
+        """What was imported may have set variables, and does not any more."""
+        self.ours = dict(os.environb)
 
 
 def _order(client: int, start: _Start) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def _activated_environ(proc: str, prefix: bytes) -> dict[bytes, bytes]:
 
 def _wanted_changes(theirs: dict[bytes, bytes], start: _Start) -> tuple[dict[bytes, bytes], list[bytes]]:
     """What to set, and what to remove, in a child's environment variables.  Raises ``_Odd``."""
-    initial, ours = start.environ, os.environb
+    initial, ours = start.environ, start.ours
     kept = _kept_environ(theirs)
     if kept != start.kept:
         names = ", ".join(sorted({name.decode(errors="replace") for name, _ in kept.items() ^ start.kept.items()}))
@@ -129,8 +136,9 @@ def _content(path: str) -> bytes:
     """A small file, without the ceremony of Python's own."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = os.read(fd, 1 << 16)
-        while more := os.read(fd, 1 << 16):
+        found = more = os.read(fd, _AT_ONCE)
+        while len(more) == _AT_ONCE:
+            more = os.read(fd, _AT_ONCE)
             found += more
         return found
     finally:

@@ -124,6 +124,7 @@ class _Server:
 
     def settle(self) -> bool:
         """Be ready to be forked often: what there is now is not to be looked at, and so copied, by every child."""
+        self.start.settled()
         self.gc.collect()
         self.gc.freeze()
         self.gc.disable()
