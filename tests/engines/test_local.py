@@ -73,7 +73,7 @@ def test_the_end_of_a_process_without_with(tarball: Path, tmp_path: Path) -> Non
     told = tmp_path / "pids"
     code = (
         "import sys, time, pathlib\nfrom poncho_wq import LocalQueue, PonchoTask\nq = LocalQueue(cores=1)\n"
-        f"q.submit(PonchoTask('sleep 600 & echo $! > {told}; wait', environment={str(tarball)!r}))\n"
+        f"q.submit(PonchoTask('sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait', environment={str(tarball)!r}))\n"
         f"while not pathlib.Path({str(told)!r}).exists(): time.sleep(0.01)\n"
     )
     (tmp_path / "tmp").mkdir()

@@ -92,6 +92,8 @@ class Campaign:
 
 _allowed: Path | None = None
 _programs_allowed = False
+# What a module leaves when it is imported for the first time is not the case's.
+sys.dont_write_bytecode = True
 _seen: list[str] = []
 _hooked = False
 

@@ -410,24 +410,33 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def _spare(server: int) -> int:
+    """The only child, which waits."""
+
+    def only() -> int | None:
+        found = _children(server)
+        return found[0] if len(found) == 1 and alive(found[0]) else None
+
+    return int(until(only, "one child"))
+
+
 def test_a_child_waits_for_the_next_task(workspace: Workspace) -> None:
     look = named("def f():\n    import os\n    return os.getpid(), os.getppid()")
     server = workspace.warm_up()
     used: set[int] = set()
     for _ in range(3):
-        until(lambda: len(_children(server)) == 1 and not used & {*_children(server)}, "one child")
-        waits = _children(server)
-        assert workspace.run(look).value == (waits[0], server)
-        used.update(waits)
+        spare = int(until(lambda: _spare(server) not in used and _spare(server), "another child"))
+        assert workspace.run(look).value == (spare, server)
+        used.add(spare)
 
 
 def test_a_child_that_waits_is_killed(workspace: Workspace) -> None:
     server = workspace.warm_up()
-    (spare,) = until(lambda: _children(server), "a child")
+    spare = _spare(server)
     os.kill(spare, signal.SIGKILL)
     assert not _is_fresh(workspace, server)
     # Also before the server has seen it: the order goes to nobody.
-    (spare,) = until(lambda: [pid for pid in _children(server) if alive(pid)], "a child")
+    spare = _spare(server)
     os.kill(server, signal.SIGSTOP)
     try:
         task = workspace.start(parent)
@@ -443,7 +452,7 @@ def test_a_child_that_waits_is_killed(workspace: Workspace) -> None:
 
 def test_no_child_waits_for_a_server_that_has_gone(workspace: Workspace) -> None:
     server = workspace.warm_up()
-    (spare,) = until(lambda: _children(server), "a child")
+    spare = _spare(server)
     os.kill(server, signal.SIGKILL)
     until(lambda: not alive(spare), "its end")
 
