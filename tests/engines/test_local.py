@@ -73,8 +73,10 @@ def test_the_end_of_a_process_without_with(tarball: Path, tmp_path: Path) -> Non
     told = tmp_path / "pids"
     code = (
         "import sys, time, pathlib\nfrom poncho_wq import LocalQueue, PonchoTask\nq = LocalQueue(cores=1)\n"
-        f"q.submit(PonchoTask('sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait', environment={str(tarball)!r}))\n"
-        f"while not pathlib.Path({str(told)!r}).exists(): time.sleep(0.01)\n"
+        f"told, tarball = {str(told)!r}, {str(tarball)!r}\n"
+        "command = f'sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait'\n"
+        "q.submit(PonchoTask(command, environment=tarball))\n"
+        "while not pathlib.Path(told).exists(): time.sleep(0.01)\n"
     )
     (tmp_path / "tmp").mkdir()
     environ = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
