@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poncho_wq.analysis.sources import Source
     from poncho_wq.spec import EnvSpec
 
-__all__ = ["analyze", "analyze_scripts", "explain", "reach", "reach_of_call"]
+__all__ = ["analyze", "analyze_scripts", "explain", "reach"]
 
 
 def analyze(
@@ -84,13 +84,6 @@ def reach(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reach:
     from poncho_wq.analysis.memory import remembered_reach
 
     return remembered_reach(function, args, kwargs)
-
-
-def reach_of_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reach:
-    """The same, with the imports that nothing provides listed rather than refused: the environment may be given."""
-    from poncho_wq.analysis import memory
-
-    return memory.reach_of_call(function, args, kwargs)
 
 
 def explain(what: Callable[..., Any] | str | os.PathLike[str], *, functions: Sequence[str] = ()) -> Reach:

@@ -97,6 +97,18 @@ class Manifest:
         """The member that opens the tarball: ``member`` bytes, a tar fragment with the one file."""
         return form_of(self.compression).stored(self._fragment())
 
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """All of the tarball in order, the manifest, the layers and the end of the archive: of each the sha256 of what
+        it holds, or of itself where it is stored (64 hexadecimal digits), and its length in bytes.
+
+        Those of equal digest, length and compression are interchangeable, whichever compressor made them.
+        """
+        layers = ((layer.digest, layer.length) for layer in self.layers)
+        # Not compressed, and so the same whoever writes them.
+        ends = (self.first_member(), end_member(self.compression))
+        first, last = ((hashlib.sha256(member).hexdigest(), len(member)) for member in ends)
+        return first, *layers, last
+
     def _fragment(self) -> bytes:
         text = self.render().encode("utf-8", "surrogateescape")
         return file_header(MANIFEST_PATH, size=len(text), mode=0o644) + text + padding(len(text))

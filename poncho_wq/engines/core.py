@@ -14,6 +14,7 @@ import shlex
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -312,6 +313,7 @@ class Job:
 
     def _plan_function(self, means: Means) -> Plan:
         env = self._environment_of(means)
+        check_python(env)  # before its files are made ready
         attached = means.attach(env)
         frame = self._frame(env, attached)
         arguments = self._arguments
@@ -342,7 +344,6 @@ class Job:
         return found
 
     def _framed(self, env: Environment, attached: Attachment, warm: bool) -> _Frame:
-        check_python(env)
         runner, pickled = runner_program(), self._function_file
         cached = *attached.cached, (runner.path, runner.name), (pickled.path, pickled.name)
         more = place = ""
@@ -433,27 +434,28 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
 
 
 _prepared: dict[Any, Environment] = {}
-_environments: set[type] = set()
 
 
 def prepared(E: EnvironmentLike, packages: tuple[str, ...] = ()) -> Environment:
     """``prepare.environment(E, packages=…)``, asked once for what has not changed: thousands of tasks may share it."""
-    if type(E) in _environments:  # an import statement takes as long as making a task's files known
-        return E  # type: ignore[return-value] # that it is one
-    from poncho_wq import prepare
-
+    prepare = _preparing()
     if type(E) is prepare.Environment:
-        _environments.add(prepare.Environment)
-        return E
+        return E  # type: ignore[return-value] # that it is one
     key = _key(E)
-    if key is None:
-        return prepare.environment(E, packages=packages)
-    key = key, packages
-    found = _prepared.get(key)
+    found = None if key is None else _prepared.get((key, packages))
     if found is None or not os.path.exists(found.tarball):
         found = prepare.environment(E, packages=packages)
-        _prepared[key] = found
+        if key is not None:
+            _prepared[key, packages] = found
     return found
+
+
+@cache
+def _preparing() -> Any:
+    """The module, imported when first needed and then no more: the statement takes a microsecond for every task."""
+    from poncho_wq import prepare
+
+    return prepare
 
 
 def _key(E: EnvironmentLike) -> Any:

@@ -141,10 +141,7 @@ def open_engine(
         if setup is not None:
             setup(engine.queue)
         elif workers and not port and name is None and factory is None:
-            # A worker of anybody on this machine that looks for a manager would be given tasks, and its results read.
-            password = secrets.token_hex(16)
-            say = engine.queue.specify_password if kind == "work_queue" else engine.queue.set_password
-            say(password)
+            password = _new_password(kind, engine.queue)
         recording.attach(engine.queue)
         if workers and factory is not None:
             stack.enter_context(
@@ -167,6 +164,13 @@ def open_engine(
                 )
             )
         yield engine
+
+
+def _new_password(kind: str, queue: Any) -> str:
+    """Have the manager want one: a worker of anybody on this machine would be given tasks, and its results read."""
+    password = secrets.token_hex(16)
+    (queue.specify_password if kind == "work_queue" else queue.set_password)(password)
+    return password
 
 
 class _Managed:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from poncho_wq import staging
 from poncho_wq.errors import CorruptTarball, EngineError
-from poncho_wq.manifest import read_manifest
+from poncho_wq.manifest import Manifest, read_manifest
 from poncho_wq.packing.compression import suffix_of
 from poncho_wq.packing.ranges import Carrier, Member, assemble, members_of
 
@@ -65,7 +65,7 @@ def _facts(path: str) -> tuple[int, ...]:
 _lock = threading.Lock()
 _shipments: dict[tuple[str, str], Shipment] = {}
 _staged: list[_Staged] = []
-# Of each whole tarball, by the digest in its name, the key of its manifest: one name is one content.
+# Of each whole tarball, by the identity in its name, the digest of its manifest: one name is one content.
 _names: dict[str, str] = {}
 
 
@@ -82,33 +82,37 @@ def ship(tarball: Path, identity: str) -> Shipment:
         return found
 
 
-def as_one_file(tarball: Path, identity: str) -> Shipment:
+def readable_manifest(tarball: Path) -> Manifest | None:
+    """The manifest of a tarball of ours; None of any other, and where it is damaged: a worker says better how.
+
+    Raises ``OSError``.
+    """
+    try:
+        return read_manifest(tarball)
+    except CorruptTarball:
+        return None
+
+
+def as_one_file(tarball: Path, identity: str, manifest: Manifest | None) -> Shipment:
     """The tarball itself, by a path that tells which it is.  Raises what ``ship`` does."""
-    return _linked(tarball, f"poncho-env-{identity[: staging.DIGEST_LENGTH]}{suffix_of(tarball)}")
-
-
-def _linked(tarball: Path, name: str) -> Shipment:
+    name = identity[: staging.DIGEST_LENGTH]
+    content = "" if manifest is None else manifest.members()[0][0]
+    if _names.setdefault(name, content) != content:
+        # The same environment from another compressor: what is in it lies elsewhere.
+        name += f"-{content[: staging.DIGEST_LENGTH]}"
+    name = f"poncho-env-{name}{suffix_of(tarball)}"
     return Shipment(files=((staging.link(name, tarball), name),), size=tarball.stat().st_size)
 
 
 def _ship(tarball: Path, identity: str) -> Shipment:
-    try:
-        manifest = read_manifest(tarball)
-    except CorruptTarball:
-        manifest = None  # a worker says better what is wrong with it
-    if manifest is None:
-        return as_one_file(tarball, identity)
-    members = members_of(manifest)
-    return _in_ranges(tarball, members) or _whole(tarball, identity, members)
-
-
-def _whole(tarball: Path, identity: str, members: tuple[Member, ...]) -> Shipment:
-    name, first = identity[: staging.DIGEST_LENGTH], members[0].key
-    if _names.setdefault(name, first) != first:
-        # The same content, from another compressor: the members lie elsewhere.
-        name += f"-{first.split()[1][: staging.DIGEST_LENGTH]}"
-    found = _linked(tarball, f"poncho-env-{name}{suffix_of(tarball)}")
-    _keep(Carrier.of(found.files[0][1], members), found.files[0][0])
+    manifest = readable_manifest(tarball)
+    members = () if manifest is None else members_of(manifest)
+    found = _in_ranges(tarball, members) if members else None
+    if found is None:
+        found = as_one_file(tarball, identity, manifest)
+        if members:
+            ((path, name),) = found.files
+            _keep(Carrier.of(name, members), path)
     return found
 
 

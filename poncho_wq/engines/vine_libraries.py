@@ -140,8 +140,8 @@ def _analyzed(code: tuple[Callable[..., Any], ...]) -> Environment:
 
 def _reach(code: tuple[Callable[..., Any], ...]) -> Reach:
     """What all the functions reach together."""
+    from poncho_wq.analysis.memory import reach_of_call
     from poncho_wq.analysis.model import Reach
-    from poncho_wq.analyze import reach_of_call
 
     each = [reach_of_call(function, (), {}) for function in code]
     return Reach(

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from poncho_wq import staging
 from poncho_wq.cache import Cache, default_root, layers_beside
-from poncho_wq.engines.shipping import Shipment, as_one_file
-from poncho_wq.errors import CorruptTarball
-from poncho_wq.manifest import read_manifest
+from poncho_wq.engines.shipping import Shipment, as_one_file, readable_manifest
 from poncho_wq.packing.compression import form_of
 from poncho_wq.packing.parts import Part, Parts
 
@@ -39,19 +37,15 @@ def ship_in_parts(tarball: Path, identity: str) -> Shipment:
     with _lock:
         found = _shipments.get(key)
         if found is None:
-            found = _shipments[key] = _in_parts(tarball) or as_one_file(tarball, identity)
+            manifest = readable_manifest(tarball)
+            parts = None if manifest is None else Parts.of(manifest)
+            found = None if parts is None else _in_parts(tarball, parts)
+            found = _shipments[key] = found or as_one_file(tarball, identity, manifest)
         return found
 
 
-def _in_parts(tarball: Path) -> Shipment | None:
+def _in_parts(tarball: Path, parts: Parts) -> Shipment | None:
     """None where it goes as one file."""
-    try:
-        manifest = read_manifest(tarball)
-    except CorruptTarball:
-        return None  # a worker says better what is wrong with it
-    parts = None if manifest is None else Parts.of(manifest)
-    if parts is None:
-        return None
     with tarball.open("rb") as stream:
         kept = {part.name: path for part in parts.parts if (path := _kept(part, tarball, stream.fileno())) is not None}
     if sum(part.length for part in parts.beyond(kept)) * _MOST_CUT > parts.size:

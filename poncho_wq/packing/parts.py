@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from poncho_wq.manifest import LayerRef, Manifest, end_member
+from poncho_wq.manifest import LayerRef, Manifest
 from poncho_wq.packing.compression import Compression
 from poncho_wq.packing.planning import BUCKETS, bucket_of, shared_bucket
 
@@ -36,12 +36,8 @@ OWN = "runtime"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """``length`` bytes at ``offset`` of the tarball, which are whole gzip members.
-
-    ``members``: of each the sha256 of what it holds, or of itself where it is stored (64 hexadecimal digits), and its
-    own length.  ``layers`` are those
-    among them, by name.
-    """
+    """``length`` bytes at ``offset`` of the tarball, which are whole ``members``, as ``Manifest.members`` has them;
+    ``layers`` are those among them, by name."""
 
     offset: int
     members: tuple[tuple[str, int], ...]
@@ -77,9 +73,9 @@ class Parts:
         if groups is None or [number for group in groups for number in group] != list(range(len(layers))):
             return None
         form = manifest.compression
-        parts = [Part(offset=0, members=(_stored(manifest.first_member()),), compression=form)]
+        first, *_, end = manifest.members()
+        parts = [Part(offset=0, members=(first,), compression=form)]
         parts += [_of_layers(manifest, [layers[number] for number in group]) for group in groups]
-        end = _stored(end_member(form))
         if layers and layers[-1].name == OWN:
             last = parts.pop()
             parts.append(replace(last, members=(*last.members, end)))
@@ -135,8 +131,3 @@ def _of_layers(manifest: Manifest, layers: Sequence[LayerRef]) -> Part:
         layers=tuple(layer.name for layer in layers),
         compression=manifest.compression,
     )
-
-
-def _stored(member: bytes) -> tuple[str, int]:
-    """Of a member that is not compressed, and so the same whoever writes it."""
-    return hashlib.sha256(member).hexdigest(), len(member)

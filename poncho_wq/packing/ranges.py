@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from poncho_wq.manifest import Manifest, end_member
+from poncho_wq.manifest import Manifest
 
 MOST_FILES = 5
 """A tarball lies in at most so many files."""
@@ -43,20 +43,10 @@ class Member:
 
 def members_of(manifest: Manifest) -> tuple[Member, ...]:
     """All members, in order and without gaps: the manifest, the layers, the end of the archive."""
-    form = manifest.compression
     found, at = [], 0
-
-    def add(digest: str, length: int) -> None:
-        nonlocal at
-        found.append(Member(key=f"{form} {digest} {length}", offset=at, length=length))
+    for digest, length in manifest.members():
+        found.append(Member(key=f"{manifest.compression} {digest} {length}", offset=at, length=length))
         at += length
-
-    for stored in (manifest.first_member(), *(None for _ in manifest.layers), end_member(form)):
-        if stored is not None:
-            add(hashlib.sha256(stored).hexdigest(), len(stored))
-        else:
-            layer = manifest.layers[len(found) - 1]
-            add(layer.digest, layer.length)
     return tuple(found)
 
 
