@@ -96,7 +96,7 @@ def _assembled() -> bytes:
         name: compile(
             Path(__file__).parent.joinpath("warm", name + ".py").read_bytes(), name, "exec", dont_inherit=True
         )
-        for name in ("starting", "fitness", "order", "children", "child", "server")
+        for name in ("starting", "fitness", "settling", "order", "children", "child", "server")
     }
     for mark, content in (("SOURCES", sources), ("CLOUDPICKLE", whole), ("WARM", warm)):
         text += f"# {mark} {base64.b64encode(marshal.dumps(content, _MARSHAL)).decode()}\n"

@@ -616,7 +616,7 @@ def _run(words: list[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     if words[0] == "--serve":
-        _warm_code("starting", "fitness", "order", "children", "child", "server")
+        _warm_code("starting", "fitness", "settling", "order", "children", "child", "server")
         globals()["serve"](words[1], words[2], int(words[3]), words[4:])
     try:
         before: set[str] | None = _open_descriptors()

@@ -26,7 +26,8 @@ One server for each environment, number of threads and group of imported package
 costs by what the process has loaded.  The least recently used one makes room.
 
 Why no task sees another's state: S never runs a task's function, nor unpickles anything of it; it imports installed
-modules by name, as the environment has them, and no file of a task.  What C does happens in C's memory.  Random number
+modules by name, as the environment has them, and no file of a task.  Some libraries it uses once, on data of its own,
+since their first use costs a child as much as the task's own work.  What C does happens in C's memory.  Random number
 generators are seeded again.  Variables that Python or a library reads when it starts (``PYTHON*``, ``LD_*``,
 ``OMP_*`` …) must be S's own, else the task runs fresh; the thread counts are part of the name of S's directory.  One
 difference to fresh interpreters: the seed of ``hash("text")`` is S's, and so the same for all of its tasks.
@@ -37,6 +38,7 @@ So a task under Work Queue's resource monitor runs fresh.
     client.sh     the shell's part: built-ins only, since every process that it starts would cost as much as the child
     server.py     S: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
     fitness.py    whether S may be forked after an import: no threads, nothing that all children would share
+    settling.py   what S does after its imports, so that a child has less to do
     order.py      what C needs to know of T2, read by S
     children.py   how S forks C, and has one wait
     child.py      how C takes T2's place

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from _socket import socket
     from typing import Any
 
-    from poncho_wq.warm.child import ENDED, NOTHING, _live
+    from poncho_wq.warm.child import ENDED, NOTHING, _live, _refresh, _rehearse
     from poncho_wq.warm.children import _Children
     from poncho_wq.warm.fitness import UNFIT, _can_fork, _is_fit, _shared_state
     from poncho_wq.warm.order import _TEMPORARY, _close, _content, _Odd, _order, _Start, _streams
+    from poncho_wq.warm.settling import _first_use
     from poncho_wq.warm.starting import ANY, unfit
 
 SLOTS = 64
@@ -29,6 +30,8 @@ REQUEST_LIMIT = 60
 # Megabytes that the idle server may have in memory.
 MEMORY_VARIABLE = "PONCHO_WARM_MEMORY"
 MEMORY = 1024
+# After which CPython has replaced what it does often by what is cheaper, which all children have then.
+TIMES = 16
 
 
 class _Task:
@@ -77,6 +80,7 @@ class _Server:
         self.said = _shared_bytes(SLOTS)
         self.seen: set[bytes] = set()
         self.imported: set[str] = set()
+        self.used_first: set[str] = set()
         self.tasks: dict[int, _Task] = {}
         self.poll = select.poll()
         self.children = _Children(self.live, self.poll)
@@ -124,6 +128,17 @@ class _Server:
 
     def settle(self) -> bool:
         """Be ready to be forked often: what there is now is not to be looked at, and so copied, by every child."""
+        signal.alarm(IMPORT_LIMIT)
+        _first_use(self.used_first)
+        signal.alarm(0)
+        try:
+            for _ in range(TIMES):
+                _refresh()
+                _rehearse()
+        except Exception:
+            # Something that was imported has changed Python so that no child could.
+            self.condemn([ANY])
+            return False
         self.start.settled()
         self.gc.collect()
         self.gc.freeze()

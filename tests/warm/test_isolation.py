@@ -123,6 +123,15 @@ def test_random_numbers_are_not_repeated(workspace: Workspace, generator: str) -
     assert len({value for _, value in found}) == 5
 
 
+def test_a_library_s_first_use_is_the_server_s(workspace: Workspace) -> None:
+    first = "pandas.io.formats.string"  # imported when a frame is printed
+    look = named(f"def f():\n    import os, sys, pandas\n    return os.getppid(), {first!r} in sys.modules")
+    server = workspace.warm_up("pandas")
+    assert workspace.run(look).value == (server, True)
+    sums = named("def f():\n    import pandas\n    return float(pandas.DataFrame({'a': [1, 2]}).sum()['a'])")
+    assert workspace.run(sums).value == 3.0
+
+
 def test_seeds_are_not_passed_on(workspace: Workspace) -> None:
     workspace.warm_up("random", "numpy.random")
     seed = named("def f():\n    import random, numpy\n    random.seed(1)\n    numpy.random.seed(1)")
