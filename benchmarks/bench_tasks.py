@@ -17,6 +17,7 @@ from poncho_wq import PonchoTask
 from poncho_wq.engines.workers import LocalWorkers
 
 SHALLOW, DEEP = 16, 600
+CORES = ", which says its cores only"
 ROUNDS = 3
 
 # Of no module, so that both sides send them by value: no worker can import this file.
@@ -41,11 +42,11 @@ def functions() -> dict[str, Any]:
     return made
 
 
-def _asks(task: Any) -> Any:
-    """What every kind asks for.
+def asks_for_all(task: Any) -> Any:
+    """What both cores can be busy with.
 
     Of what a task does not say, Debian's manager gives it a share of what the worker had when it connected.  When that
-    has less disk since, because environments lie there, it holds one task back: one of two cores would be idle.
+    has less disk since, because environments lie there, it holds one task back: one of two cores is idle.
     """
     task.specify_cores(1)
     task.specify_memory(512)
@@ -53,8 +54,14 @@ def _asks(task: Any) -> Any:
     return task
 
 
-def makers(wq: Any, env: Any) -> dict[str, Callable[[int], Any]]:
-    """How each kind of task is made."""
+def asks_for_cores(task: Any) -> Any:
+    """What most programs say."""
+    task.specify_cores(1)
+    return task
+
+
+def makers(wq: Any, env: Any, asks: Callable[[Any], Any] = asks_for_all) -> dict[str, Callable[[int], Any]]:
+    """How each kind of task is made, which ``asks`` has ask for resources."""
     made = functions()
 
     def ours(function: Any, warm: bool) -> Callable[[int], Any]:
@@ -63,17 +70,17 @@ def makers(wq: Any, env: Any) -> dict[str, Callable[[int], Any]]:
             task.specify_environment(env)
             if warm:
                 task.specify_warm(True)
-            return _asks(task)
+            return asks(task)
 
         return make
 
     def theirs(i: int) -> Any:
         task = wq.PythonTask(made["nothing"], i)
         task.specify_environment(str(env.tarball))
-        return _asks(task)
+        return asks(task)
 
     def plain(_: int) -> Any:
-        return _asks(wq.Task("true"))
+        return asks(wq.Task("true"))
 
     found = {"true": plain, "upstream": theirs}
     for name, function in (("no-op", "nothing"), ("numpy", "with_numpy"), ("pandas", "with_pandas")):
@@ -121,6 +128,7 @@ def rows() -> Iterator[Row]:
 def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
     queue = wq.WorkQueue(0)
     make = makers(wq, env)
+    make |= {f"{kind}{CORES}": maker for kind, maker in makers(wq, env, asks_for_cores).items()}
     environ = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "TMPDIR": place}
     # The rounds of the other kinds may take longer than a server waits.
     environ["PONCHO_WARM_IDLE"] = "3600"
@@ -129,6 +137,7 @@ def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
         ("fresh no-op", SHALLOW): 50, ("fresh numpy", SHALLOW): 15, ("fresh pandas", SHALLOW): 8,
         ("warm no-op", SHALLOW): 200, ("warm numpy", SHALLOW): 100, ("warm pandas", SHALLOW): 80,
         ("true", DEEP): 1000, ("warm no-op", DEEP): 1000,
+        (f"upstream{CORES}", SHALLOW): 10, (f"warm no-op{CORES}", SHALLOW): 200, (f"warm pandas{CORES}", SHALLOW): 80,
     }  # fmt: skip
     with LocalWorkers(queue.port, count=1, cores=2, environ=environ, directory=place):
         arms = {
@@ -140,7 +149,7 @@ def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
     def row(kind: str, peer: str, target: str, depth: int = SHALLOW) -> Row:
         return ratio_row(
             f"{kind}, {depth} queued", measured[kind, depth], measured[peer, depth], unit="tasks/s",
-            peer_name={"upstream": "PythonTask + environment, no-op"}.get(peer, peer), target=target,
+            peer_name=peer.replace("upstream", "PythonTask + environment, no-op"), target=target,
         )  # fmt: skip
 
     yield row("fresh no-op", "upstream", ">= 5x")
@@ -152,3 +161,5 @@ def _rates(wq: Any, env: Any, place: str) -> Iterator[Row]:
     yield row("warm pandas", "warm no-op", ">= 0.4x (2.5 times the cost)")
     yield row("warm no-op", "true", ">= 0.3x")
     yield row("warm no-op", "true", ">= 0.6x", DEEP)
+    yield row(f"warm no-op{CORES}", f"upstream{CORES}", ">= 15x")
+    yield row(f"warm pandas{CORES}", f"upstream{CORES}", ">= 8x")
