@@ -42,9 +42,11 @@ class Database:
 
     @property
     def in_transaction(self) -> bool:
+        """Whether a BEGIN is not ended yet; an error on the disk may have rolled it back by itself."""
         return self._connection.in_transaction
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Rows:
+        """One statement, with ``values`` for its question marks; all of its rows."""
         # All rows at once: reading the next one is where damage shows.
         with self._sound():
             cursor = self._connection.execute(statement, values)
@@ -53,10 +55,12 @@ class Database:
             return rows
 
     def executemany(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        """The same statement for each of ``values``; each by itself, unless a transaction is open."""
         with self._sound():
             self._connection.executemany(statement, values)
 
     def close(self) -> None:
+        """What a transaction that is still open has written is lost."""
         self._connection.close()
 
     def read(self, make: Callable[[Row], _T], statement: str, values: Sequence[Any] = ()) -> list[_T]:

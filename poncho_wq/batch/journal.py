@@ -71,6 +71,7 @@ class BatchRecord:
 
     @property
     def title(self) -> str:
+        """``NAMESPACE/NAME``; the name alone where there is no namespace."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
@@ -175,6 +176,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
+        """Let go of the file.  A lease ends with its own block, not with this."""
         self._db.close()
 
     @contextmanager

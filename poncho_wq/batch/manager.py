@@ -118,6 +118,7 @@ class Manager:
         return list(self._held)
 
     def capacity(self) -> Capacity:
+        """What the engine has connected, as known since the last ``turn``."""
         return self.engine.capacity()
 
     def adopt(

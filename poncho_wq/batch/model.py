@@ -44,6 +44,7 @@ class State(str, Enum):
 
     @property
     def final(self) -> bool:
+        """Whether the job is over; only a rerun leads out of such a state."""
         return self not in (State.WAITING, State.IDLE, State.SUBMITTED, State.RUNNING)
 
 
@@ -151,8 +152,8 @@ class Job:
 
     ``after``: names of jobs of the batch that must be completed before.  ``features``: what the worker must offer.
     ``environment``: what its steps run in, as of ``Step``; None for the batch's.  ``directories`` are made in the home
-    before the steps.  ``exports``: environment variables of
-    all steps that hold a fact known only when it runs, ``{variable: one of FACTS}``.
+    before the steps.  ``exports``: environment variables of all steps that hold a fact known only when it runs,
+    ``{variable: one of FACTS}``.
     """
 
     name: str

@@ -15,6 +15,8 @@ from poncho_wq.errors import EngineError, PonchoError
 
 
 class Sender(Protocol):
+    """Sends one message: ``to`` as ``Notification`` has it, ``subject`` of one line, ``text`` of any number."""
+
     def __call__(self, to: str, subject: str, text: str) -> None:
         """Send it.  Raises a ``PonchoError``."""
 

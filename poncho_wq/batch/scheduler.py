@@ -27,7 +27,7 @@ STUCK_AFTER = 10.0
 
 
 class Capacity(Protocol):
-    """What is connected now."""
+    """What is connected now: how many workers, and how many cores they have together."""
 
     @property
     def workers(self) -> int: ...
@@ -115,6 +115,7 @@ class Scheduler:
         return self._open
 
     def state(self, key: int) -> State:
+        """Raises ``KeyError`` for a job that was never added, or is forgotten."""
         return self._entries[key].state
 
     def tries(self, key: int) -> int:

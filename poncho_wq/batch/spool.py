@@ -33,6 +33,7 @@ class Spool:
 
     @property
     def journal(self) -> Path:
+        """The file of the ``Journal``; while that is open SQLite has two more beside it."""
         return self.own / "journal.sqlite"
 
     def make(self) -> Spool:

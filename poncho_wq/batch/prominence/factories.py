@@ -18,10 +18,12 @@ class Dependency:
     children: list[Any]
 
     def to_dict(self) -> dict[str, list[str]]:
+        """``{parent: [child, …]}``, all by name: an entry of ``dependencies`` in PROMINENCE's JSON."""
         return {name_of(self.parent): _names(self.children)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Iterable[str]]) -> Dependency:
+        """From such an entry.  Raises ``ValueError`` unless it is exactly one."""
         ((parent, children),) = document.items()
         return cls(parent, list(children))
 
@@ -37,12 +39,14 @@ class ParameterSet:
     values: list[Any] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON: ``name`` with ``values`` if there are any, else with ``start``, ``end`` and ``step``."""
         if self.values:
             return {"name": self.name, "values": list(self.values)}
         return {"name": self.name, "start": self.start, "end": self.end, "step": self.step}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ParameterSet:
+        """From PROMINENCE's JSON.  Raises ``TypeError`` for a key that it does not have, or without ``name``."""
         return cls(**dict(document))
 
 
@@ -57,6 +61,7 @@ class Factory:
     jobs: list[Any] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON: ``name``, ``type``, the names of the ``jobs``, and ``parameters`` or ``number``."""
         return {"name": self.name, "type": _TYPES[type(self)], "jobs": _names(self.jobs)}
 
     @staticmethod

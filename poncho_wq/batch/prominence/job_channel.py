@@ -80,6 +80,7 @@ class Line:
         return header, message[4 + size :]
 
     def close(self) -> None:
+        """Cut it: who is in ``receive``, at either end, gets ``Broken`` or ``OSError``.  Safe to call twice."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -149,6 +150,7 @@ class Companion:
         self._thread.start()
 
     def close(self) -> None:
+        """Cut the line and connect no more; waits ``AGAIN`` seconds at most for its thread."""
         self._over.set()
         line = self._line
         if line is not None:

@@ -36,6 +36,7 @@ class Task:
     procs_per_node: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON without what is None; a prepared ``Environment`` is the path of its tarball there."""
         found = {
             "image": _image(self.image), "cmd": self.command, "runtime": self.runtime, "type": self.type,
             "workdir": self.workdir, "env": dict(self.env or {}) or None, "procsPerNode": self.procs_per_node,
@@ -44,6 +45,7 @@ class Task:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Task:
+        """From PROMINENCE's JSON; keys that a task does not have are passed over."""
         get = document.get
         return cls(
             image=get("image"), runtime=get("runtime"), command=get("cmd"), type=get("type"), workdir=get("workdir"),
@@ -80,11 +82,13 @@ class Resources:
     memory_per_cpu: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON, in the same units; ``memoryPerCpu``, if set, in the place of ``memory``."""
         memory = {"memoryPerCpu": self.memory_per_cpu} if self.memory_per_cpu else {"memory": self.memory}
         return {"cpus": self.cpus, **memory, "disk": self.disk, "nodes": self.nodes, "walltime": self.walltime}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Resources:
+        """From PROMINENCE's JSON; null is the default.  Raises ``TypeError`` for a key that resources do not have."""
         keys = {"memoryPerCpu": "memory_per_cpu"}
         return cls(**{keys.get(key, key): value for key, value in document.items() if value is not None})
 
@@ -109,6 +113,7 @@ class Artifact:
         keep(self.name, filename)
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON: ``url``, and ``mountpoint`` (``DIRECTORY:/PATH``) where both of its halves are given."""
         found = {"url": self.name}
         if self.directory_name and self.mount_point:
             found["mountpoint"] = f"{self.directory_name}:{self.mount_point}"
@@ -116,6 +121,7 @@ class Artifact:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Artifact:
+        """From PROMINENCE's JSON.  Raises ``KeyError`` without ``url``."""
         directory, _, mount = str(document.get("mountpoint") or "").partition(":")
         return cls(document["url"], directory or None, mount or None)
 
@@ -138,6 +144,7 @@ class InputFile:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> InputFile:
+        """From PROMINENCE's JSON, the content as bytes.  Raises ``KeyError``, and ``ValueError`` for bad base64."""
         return cls(document["filename"], base64.b64decode(document["content"]))
 
 
@@ -158,10 +165,12 @@ class JobPolicies:
     report_job_success_on_task_failure: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON of what is not at its default; ``maximumTimeInQueue`` in minutes."""
         return _changed(self, _JOB_POLICIES)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> JobPolicies:
+        """From PROMINENCE's JSON; null and keys of other policies (``placement`` …) are passed over."""
         names = {key: name for name, key in _JOB_POLICIES.items()}
         # The client wrote it like this.
         names["ignoreTaskTailures"] = "ignore_task_failures"
@@ -176,10 +185,12 @@ class WorkflowPolicies:
     leave_in_queue: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON of what is not at its default."""
         return _changed(self, _WORKFLOW_POLICIES)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkflowPolicies:
+        """From PROMINENCE's JSON; null and keys of other policies are passed over."""
         names = {key: name for name, key in _WORKFLOW_POLICIES.items()}
         return cls(**{names[key]: value for key, value in document.items() if key in names and value is not None})
 
@@ -207,8 +218,10 @@ class Notification:
     type: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """PROMINENCE's JSON; what is None is null there, and refused when the job is created."""
         return {"event": self.event, "type": self.type}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Notification:
+        """From PROMINENCE's JSON; what is not in it is None."""
         return cls(document.get("event"), document.get("type"))
