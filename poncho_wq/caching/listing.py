@@ -81,6 +81,7 @@ def find(entries: Sequence[Listed], word: str) -> list[Listed]:
 
 
 def scan_with(cache: Cache, claims: inuse.Claims) -> list[Listed]:
+    """``scan`` for who has opened the cache's claims already.  Raises ``CacheError`` when it cannot be read."""
     try:
         with os.scandir(cache.home / "environments") as found:
             names = [each.name for each in found if is_hash(each.name)]
@@ -202,6 +203,7 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def current_generation(path: str) -> str:
+    """The generation that ``entry.json`` in an entry's directory names; some other text when it names none."""
     return str(_facts(path).get("tarball")).partition("/")[0]
 
 

@@ -21,9 +21,14 @@ _COLOURS = {
 class Display(Protocol):
     """What the manager's loop tells."""
 
-    def change(self, change: Change) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def look(self) -> None: ...
+    def change(self, change: Change) -> None:
+        """A job is in its new state, or the batch is over."""
+
+    def warn(self, text: str) -> None:
+        """Something for the user that is no job's outcome; shown at once, and it stays."""
+
+    def look(self) -> None:
+        """After every turn, about once a second: show how far the batch is, where that is shown at all."""
 
 
 @contextmanager

@@ -30,18 +30,22 @@ class Finding:
 
 
 def ok(check: str, text: str) -> Finding:
+    """It is as it should be."""
     return Finding(check=check, level="ok", text=text)
 
 
 def note(check: str, text: str, mend: str | None = None) -> Finding:
+    """It is worth knowing; ``mend`` None: nothing has to be done about it."""
     return Finding(check=check, level="note", text=text, mend=mend)
 
 
 def warning(check: str, text: str, mend: str) -> Finding:
+    """It will not work, or be slow, for some users; ``mend`` is a command, or what to write where."""
     return Finding(check=check, level="warning", text=text, mend=mend)
 
 
 def problem(check: str, text: str, mend: str) -> Finding:
+    """It does not work here; ``mend`` is a command, or what to write where."""
     return Finding(check=check, level="problem", text=text, mend=mend)
 
 

@@ -189,4 +189,5 @@ def filesystem(path: Path, mounts: str = "/proc/self/mountinfo") -> str:
 
 
 def gigabytes(number: float) -> str:
+    """A number of bytes in words: ``2.4 GB``, or ``12.0 MB`` below 0.1 GB; 1 GB is 10⁹."""
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

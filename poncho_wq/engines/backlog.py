@@ -55,10 +55,12 @@ class Backlog(Generic[T]):
         return len(self._submitted)
 
     def add(self, item: T, priority: float = 0.0) -> None:
+        """Have an item wait for its turn; ``priority`` as the engines have it, higher first."""
         heapq.heappush(self._heap, (-priority, self._count, item))
         self._count += 1
 
     def extend(self, items: Iterable[T]) -> None:
+        """``add`` all of them, in their order, with priority 0."""
         for item in items:
             self.add(item)
 

@@ -25,6 +25,7 @@ class Bar:
         self._failed = 0
 
     def added(self) -> None:
+        """One more was asked for; the first makes the bar appear."""
         with self._lock:
             if self._total == 0:
                 self._progress.start()
@@ -41,5 +42,6 @@ class Bar:
             self._progress.advance(self._task)
 
     def close(self) -> None:
+        """Draw no more and give the terminal its cursor back; what was drawn stays."""
         with self._lock:
             self._progress.stop()

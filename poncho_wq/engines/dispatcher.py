@@ -78,6 +78,7 @@ class Work:
             self._tell(lambda: self.future.set_exception(error))
 
     def fail(self, error: BaseException) -> None:
+        """The task gave no result: the future gets ``error``, unless it is settled or was cancelled."""
         self._tell(lambda: self.future.set_exception(error))
 
     def drop(self) -> None:
@@ -136,6 +137,7 @@ class Dispatcher:
         self._inbox.put(("cancel all" if cancel else "stop", None))
 
     def join(self) -> None:
+        """Wait until the engine is closed and every future has its outcome; its own thread goes on at once."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

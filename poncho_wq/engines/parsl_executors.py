@@ -156,6 +156,7 @@ class _PonchoExecutor(BlockProviderExecutor):
 
     @property
     def workers_per_node(self) -> int:
+        """Slots of a node, to Parsl's scaling: what it compares ``outstanding`` with."""
         return 1
 
     def _get_launch_command(self, block_id: str) -> str:
@@ -267,6 +268,7 @@ class PonchoWorkQueueExecutor(_PonchoExecutor, WorkQueueExecutor):
 
     @property
     def workers_per_node(self) -> int:
+        """``scaling_cores_per_worker``, as in Parsl's own: ``outstanding`` is counted in cores."""
         return self._cores_per_worker
 
     def start(self) -> None:

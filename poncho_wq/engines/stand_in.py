@@ -93,27 +93,34 @@ class Task:
         self.end_time: int | None = None
 
     def clone(self) -> Task:
+        """Raises ``TypeError``: only the ``PonchoTask`` around it knows all that is to be copied."""
         raise TypeError("only a PonchoTask can be cloned")
 
     def specify_command(self, command: str) -> None:
+        """Replace the shell command line."""
         self._task.command_line = command
 
     def specify_algorithm(self, algorithm: int) -> None:
+        """How a worker is chosen, a ``WORK_QUEUE_SCHEDULE_…``; here there is nothing to choose from."""
         self._task.worker_selection_algorithm = algorithm
 
     def specify_tag(self, tag: str) -> None:
+        """Any text of the user's own; several tasks may have the same."""
         self._task.tag = tag
 
     def specify_category(self, name: str) -> None:
+        """The name of a group of tasks that need about the same; ``default`` if never called."""
         self._task.category = name
 
     def specify_feature(self, name: str) -> None:
+        """Ask for a worker that was started with ``--feature name``; the embedded engine does not look at it."""
         self.features.append(name)
 
     def specify_preferred_host(self, hostname: str) -> None:
         """Where there is one machine, it is the preferred one."""
 
     def specify_coprocess(self, coprocess: str) -> None:
+        """Ask for a worker that has this coprocess; the embedded engine does not look at it."""
         self.features.append(coprocess)
 
     def specify_snapshot_file(self, filename: str) -> None:
@@ -123,39 +130,49 @@ class Task:
         """For Work Queue's resource monitor, which is not here."""
 
     def specify_max_retries(self, max_retries: int) -> None:
+        """How often it may start anew after its worker was lost; below 1: without limit."""
         self._task.max_retries = max_retries
 
     def specify_cores(self, cores: int) -> None:
+        """Cores that are the task's alone, told to it as ``$CORES``; the embedded engine's default is 1."""
         self.resources["cores"] = int(cores)
 
     def specify_memory(self, memory: int) -> None:
+        """In MB, told to the task as ``$MEMORY``."""
         self.resources["memory"] = int(memory)
 
     def specify_disk(self, disk: int) -> None:
+        """In MB, told to the task as ``$DISK``."""
         self.resources["disk"] = int(disk)
 
     def specify_gpus(self, gpus: int) -> None:
+        """How many, told to the task as ``$GPUS``."""
         self.resources["gpus"] = int(gpus)
 
     def specify_priority(self, priority: float) -> None:
+        """Higher first; 0 if never called."""
         self._task.priority = float(priority)
 
     def specify_end_time(self, useconds: int) -> None:
+        """When it must have ended, in microseconds since the Epoch; below 1: no limit."""
         self.end_time = int(useconds) if int(useconds) >= 1 else None
 
     def specify_start_time_min(self, useconds: int) -> None:
         """A hint for schedulers of many machines."""
 
     def specify_running_time(self, useconds: int) -> None:
+        """``specify_running_time_max`` in microseconds."""
         self.specify_running_time_max(int(useconds) / 1e6)
 
     def specify_running_time_max(self, seconds: float) -> None:
+        """Seconds that it may run on a worker; 0 or less: no limit."""
         self.running_time_max = seconds if seconds > 0 else None
 
     def specify_running_time_min(self, seconds: int) -> None:
         """A hint for schedulers of many machines."""
 
     def specify_environment_variable(self, name: str, value: str | None = None) -> int:
+        """Set a variable for the command; with None it is unset.  Returns 0 for an empty name."""
         if not name:
             return 0
         self.variables.append((name, value))
@@ -170,11 +187,18 @@ class Task:
         cache: bool | None = None,
         failure_only: bool | None = None,
     ) -> int:
+        """Add a file: ``INPUT`` (as is None) or ``OUTPUT``; ``flags`` are Work Queue's, as at the head of the module.
+
+        ``remote_name`` is its path in the sandbox, by default the last part of ``local_name``.  ``cache`` and
+        ``failure_only`` set or clear their flag unless they are None.  Like the methods below it returns 1, or 0 when
+        it contradicts what the task has; a ``PonchoTask`` raises ``EngineError`` then.
+        """
         return self._add("file", local_name, remote_name, type, _flags(flags, cache, failure_only))
 
     def specify_input_file(
         self, local_name: Any, remote_name: Any = None, flags: int | None = None, cache: bool | None = None
     ) -> int:
+        """Add a file that the task finds as ``remote_name``; with ``cache`` it is there for later tasks too."""
         return self.specify_file(local_name, remote_name, INPUT, flags, cache)
 
     def specify_output_file(
@@ -185,6 +209,7 @@ class Task:
         cache: bool | None = None,
         failure_only: bool | None = None,
     ) -> int:
+        """Add a file that the task leaves; with ``failure_only`` it comes back if the exit status is not 0."""
         return self.specify_file(local_name, remote_name, OUTPUT, flags, cache, failure_only)
 
     def specify_file_piece(
@@ -198,6 +223,7 @@ class Task:
         cache: bool | None = None,
         failure_only: bool | None = None,
     ) -> int:
+        """Add the bytes from ``start_byte`` to ``end_byte``, the last one included, of a file."""
         flags = _flags(flags, cache, failure_only)
         return self._add("piece", local_name, remote_name, type, flags, start=start_byte, end=end_byte)
 
@@ -211,10 +237,12 @@ class Task:
         cache: bool | None = None,
         failure_only: bool | None = None,
     ) -> int:
+        """Add a directory: as an input it is empty, unless ``recursive``; an output comes back with its content."""
         kind = "file" if recursive or type == OUTPUT else "directory"
         return self._add(kind, local_name, remote_name, type, _flags(flags, cache, failure_only))
 
     def specify_buffer(self, buffer: str, remote_name: Any, flags: int | None = None, cache: bool | None = None) -> int:
+        """Add an input file that holds the text ``buffer``."""
         return self._add("buffer", buffer, remote_name, INPUT, _flags(flags, cache, None))
 
     def specify_url(
@@ -226,9 +254,11 @@ class Task:
         cache: bool | None = None,
         failure_only: bool | None = None,
     ) -> int:
+        """Add an input that the worker fetches; the embedded engine refuses the task when it is submitted."""
         return self._add("url", url, remote_name, type, _flags(flags, cache, failure_only))
 
     def specify_file_command(self, remote_name: Any, cmd: str, *args: Any, **kwargs: Any) -> int:
+        """Add an input that ``cmd`` makes on the worker, ``%%`` in it being the file; refused as a URL is."""
         return self._add("command", cmd, remote_name, INPUT, NOCACHE)
 
     def _add(
@@ -244,11 +274,13 @@ class Task:
 
     @property
     def tag(self) -> str | None:
+        """The text of ``specify_tag``; None if there is none."""
         tag: str | None = self._task.tag
         return tag
 
     @property
     def result_str(self) -> str:
+        """Work Queue's word for ``result``: ``SUCCESS``, ``INPUT_MISS`` …; ``UNKNOWN`` before the task is done."""
         return RESULTS.get(self._task.result, "UNKNOWN")
 
     @property

@@ -90,14 +90,17 @@ class Place:
     source: str | None
 
     def key(self, name: str) -> Place:
+        """The place of a key of the object here: `http.DATA`, or `env["a b"]` where the name is no plain word."""
         if not _PLAIN_KEY.fullmatch(name):
             return Place(f"{self.path}[{quoted(name)}]", self.source)
         return Place(f"{self.path}.{name}" if self.path else name, self.source)
 
     def item(self, position: int) -> Place:
+        """The place of an item of the list here, the first being 0: `pip[0]`."""
         return Place(f"{self.path}[{position}]", self.source)
 
     def fail(self, message: str, *, advice: str | None = None) -> NoReturn:
+        """Raises `SpecError` with this place."""
         raise SpecError(message, path=self.path or None, source=self.source, advice=advice)
 
     @contextmanager
@@ -151,6 +154,7 @@ def object_at(
 
 
 def one_of(words: Sequence[str]) -> str:
+    """`"a", "b" or "c"`, for an error that says what was expected; there must be at least one."""
     return " or ".join(filter(None, (", ".join(map(quoted, words[:-1])), quoted(words[-1]))))
 
 
@@ -174,6 +178,7 @@ def strings_at(place: Place, value: object) -> list[tuple[Place, str]]:
 
 
 def items_at(place: Place, value: object) -> list[tuple[Place, object]]:
+    """`value` as a list of anything (null: none), each item with its place."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -184,12 +189,14 @@ def items_at(place: Place, value: object) -> list[tuple[Place, object]]:
 
 
 def choice_at(place: Place, value: object, choices: Sequence[str]) -> str:
+    """`value` as one of `choices`, in exactly these letters."""
     if not isinstance(value, str) or value not in choices:
         place.fail(f"expected {one_of(choices)}, got {kind(value)}")
     return str(value)
 
 
 def required_at(place: Place, fields: Mapping[str, Any], key: str) -> object:
+    """The value of a key that must be there; without it, what is wrong is the object."""
     if key not in fields:
         place.fail(f"lacks {quoted(key)}")
     return fields[key]
