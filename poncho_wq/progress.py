@@ -19,9 +19,9 @@ Unit = Literal["bytes", "files", "packages", "layers"]
 class Progress:
     """One step of something long.
 
-    ``stage`` is one word of the field (``analyze``, ``resolve``, ``download``, ``install``, ``pack``, ``hash``,
-    ``wait``, ``send``, ``ready``, and ``note`` for something to know), ``detail`` what it is about.  ``done`` of
-    ``total`` count ``unit``; all three are None where nothing can be counted.
+    ``stage`` is one word of the field (``analyze``, ``code``, ``resolve``, ``fetch``, ``download``, ``unpack``,
+    ``install``, ``pack``, ``hash``, ``wait``, ``send``, ``verify``, ``ready``, and ``note`` for something to know),
+    ``detail`` what it is about.  ``done`` of ``total`` count ``unit``; all three are None where nothing can be counted.
     """
 
     stage: str

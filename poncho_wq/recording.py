@@ -92,7 +92,8 @@ class Recording:
     def attach(self, queue: Any) -> None:
         """Have ``queue`` write its log here: a ``WorkQueue``, a TaskVine ``Manager`` or a ``LocalQueue``.
 
-        Raises ``EngineError`` for the second of a recording: two number their tasks alike.
+        Raises ``EngineError`` for the second of a recording: two number their tasks alike; ``TypeError`` for what is
+        none of these.
         """
         if self._facts["log"] is not None:
             raise EngineError("a recording is of one manager", advice="make one recording for each")
@@ -177,7 +178,8 @@ def record(directory: str | os.PathLike[str], queue: Any = None) -> Recording:
         with poncho_wq.record("run-1", q):
             …submit and wait as ever…
 
-    Raises ``EngineError`` when the directory cannot be written or holds a recording, or another one is going on.
+    Raises ``EngineError`` when the directory cannot be written or holds a recording, or another one is going on, and
+    ``TypeError`` for a queue that is none.
     """
     global _current
     if current() is not None:

@@ -56,7 +56,8 @@ def progress(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
 @contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[None]:
     """Within this block, whatever builds an environment shows what it does: ``q.submit(t)``, ``environment(E)``, the
-    threads of executors.  Bars on a terminal or in a notebook, timed lines on a stderr that is neither.
+    threads of executors.  Bars on a terminal or in a notebook, timed lines on a stderr that is neither, nothing at all
+    when ``quiet``.
 
         with poncho_wq.show_progress():
             q.submit(PonchoTask(f, x))

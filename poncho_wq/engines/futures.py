@@ -40,9 +40,10 @@ class Executor(futures.Executor):
     ``"condor"``, … as ``work_queue_factory -T`` takes it) they are jobs of that batch system instead.  With neither,
     point workers of your own to ``port``, or to the project ``name``.
 
-    ``needs``: what each call asks of its worker; default: one core, and three tries if workers are lost.  ``warm``: as
-    of ``PonchoTask.specify_warm``, for every call that does not say otherwise.  ``progress``
-    shows a bar on the terminal.  ``directory`` is for what workers and manager write (default: a temporary one).
+    ``needs``: what each call asks of its worker; default: one core, and three more tries when workers are lost.
+    ``warm``: as of ``PonchoTask.specify_warm``, for every call that does not say otherwise; TaskVine has no use for it.
+    ``progress`` shows a bar on the terminal.  ``directory`` is for what workers and manager write (default: a temporary
+    one).
 
     A call may be cancelled until it is done: its process is ended.  One that raised gives that exception, whose
     ``__cause__`` shows the traceback on the worker.  Raises ``EngineNotInstalled``, ``EngineError``.

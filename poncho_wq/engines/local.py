@@ -62,7 +62,8 @@ class LocalQueue:
     first, others in the order of submission.  As a context manager it ends with everything that it started ended, and
     its workspace removed; ``close()`` does the same.
 
-    Features and preferred hosts mean nothing here; memory and disk are passed on to the task, not enforced.
+    Features and preferred hosts mean nothing here; memory and disk (MB) are passed on to the task, not enforced.
+    Raises ``EngineError`` for less than one core.
     """
 
     def __init__(self, cores: int | None = None, workdir: str | os.PathLike[str] | None = None) -> None:

@@ -49,7 +49,8 @@ class Needs:
     """What a task asks of its worker: cores, memory and disk (MB), GPUs, features that the worker must offer.
 
     None leaves it to the engine, to which a task that names none of cores, memory and disk takes a whole worker.
-    ``retries``: how often it may start anew after its worker was lost; None for ever.
+    ``retries``: how often it may start anew after its worker was lost, 0 being taken for 1; None for ever, as with
+    TaskVine in any case.  ``priority``: higher first; None is 0.
     """
 
     cores: int | None = 1

@@ -205,11 +205,11 @@ class PonchoWorkQueueExecutor(_PonchoExecutor, WorkQueueExecutor):
     ``environment``: anything that ``poncho_wq.environment`` takes, for all apps; Parsl itself is added to a description
     (an ``Environment`` or a tarball is taken as it is: bash apps and ``File`` arguments need Parsl in it).  Default:
     analyzed from each app.  A worker unpacks it once.  ``manual_workers``: no provider, workers of your own.  The other
-    parameters are as in Parsl; ``pack`` and ``source`` have nothing left to do, ``coprocess`` and ``autolabel`` are not
-    offered.
+    parameters are as in Parsl, and ``port=0``, the default, is any that is free.  ``pack``, ``source``,
+    ``function_dir`` and ``full_debug`` have nothing left to do; ``coprocess`` and ``autolabel`` are not offered.
 
     Work Queue's binding is found wherever it is, Debian's too.  Raises ``EngineError`` for an ``init_command`` that
-    would move apps out of their environments, and for what is not offered.
+    would move apps out of their environments, for a password file that is not there, and for what is not offered.
     """
 
     _strict = True
@@ -300,8 +300,15 @@ class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
     """Parsl's ``TaskVineExecutor``, with every app in an environment made for it.
 
     ``environment`` as for ``PonchoWorkQueueExecutor``; it takes the place of ``env_pack`` and ``app_pack`` of the
-    ``manager_config``.  ``worker_launch_method``: ``"provider"``, ``"factory"`` or ``"manual"``.  Functions run as
-    tasks of their own; ``function_exec_mode="serverless"`` is not offered.
+    ``manager_config``.  Functions run as tasks of their own; ``function_exec_mode="serverless"`` is not offered.
+
+    ``worker_launch_method``: ``"provider"``, ``"factory"`` or ``"manual"``.  A factory keeps ``max_workers`` of
+    ``cores`` (None: as many as this process may use) as jobs of its ``batch_type``, or as processes here for
+    ``"local"``; a provider's blocks run the ``worker_executable`` with ``worker_options``.  Nothing else of the
+    ``factory_config`` is used.
+
+    Raises ``EngineError`` for what is not offered, and for an ``init_command`` that would move apps out of their
+    environments.
     """
 
     def __init__(

@@ -118,7 +118,8 @@ def declare_environment(manager: Any, E: EnvironmentLike) -> Any:
     A worker gets the tarball once, from the manager or from another worker, in parts that it may have from another
     environment, and unpacks it once, for all tasks and libraries of all managers that it works for.
 
-    Raises what ``poncho_wq.environment`` raises, ``EngineError`` for a tarball that TaskVine could not run.
+    Raises what ``poncho_wq.environment`` raises, ``EngineError`` for a tarball that TaskVine could not run, and
+    ``TypeError`` for what is no TaskVine manager.
     """
     return declare(manager, ready(E))
 

@@ -140,7 +140,8 @@ class PonchoTask(Results, _HandedOn):  # type: ignore[misc] # that base is which
     function unless ``environment=E`` is given, which is the function's own argument if it takes one of that name; then
     use ``specify_environment(E)``.  ``PonchoTask("shell text", environment=E)`` runs any command.  ``E`` is anything
     that ``poncho_wq.environment`` takes.  ``unpack_to="node"`` has all workers of a machine share one unpacked copy.
-     Everything else that a Work Queue ``Task`` can do works as there.
+    ``warm=`` is for functions, as of ``specify_warm``.  Everything else that a Work Queue ``Task`` can do works as
+    there.
 
     Local modules that the function reaches are sent with it, as they are on disk when the task is made.
 
