@@ -127,6 +127,17 @@ def _total(what: Progress) -> str:
     return amount(what.total) if what.unit == "bytes" else f"{what.total} {what.unit or ''}".rstrip()
 
 
+def prints_to_terminal() -> bool:
+    """Whether what the program prints goes to a terminal, and so has to make room for what is drawn there.
+
+    What goes to a file or a pipe must not be drawn with the rest, which rich would do.
+    """
+    try:
+        return sys.stdout.isatty()
+    except (AttributeError, ValueError):  # none, or closed
+        return False
+
+
 @contextmanager
 def _bars(stream: TextIO) -> Iterator[OnProgress]:
     from rich.console import Console
@@ -146,6 +157,7 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         console=Console(file=stream),
         transient=False,
         expand=True,
+        redirect_stdout=prints_to_terminal(),
     )
     rows: dict[str, TaskID] = {}
     rates = _Rates()

@@ -110,6 +110,27 @@ def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
     assert [line.split("━")[0].strip(" ✓") for line in last] == ["downloading packages", "installing packages", "ready"]
 
 
+DRAWN = {
+    "progress": "from poncho_wq.showing import show_progress\nwith show_progress():\n    print('mine')\n",
+    "bar": "from poncho_wq.engines.bar import Bar\nbar = Bar()\nbar.added()\nprint('mine')\nbar.close()\n",
+}
+
+
+@pytest.mark.parametrize("what", DRAWN)
+def test_what_a_program_prints_to_a_file_gets_there(what: str) -> None:
+    """Stderr is a terminal where something is drawn; stdout is not."""
+    read, terminal = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", DRAWN[what]], stdout=subprocess.PIPE, stderr=terminal, check=True, text=True,
+            env={**os.environ, "TERM": "xterm"}, timeout=PATIENCE,
+        )  # fmt: skip
+    finally:
+        os.close(terminal)
+        os.close(read)
+    assert done.stdout == "mine\n"
+
+
 def test_quiet_is_quiet_and_a_pipe_gets_lines() -> None:
     stream = io.StringIO()
     with progress(quiet=True, stream=stream) as say:

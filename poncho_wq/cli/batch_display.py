@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from poncho_wq.showing import prints_to_terminal
+
 if TYPE_CHECKING:
     from poncho_wq.batch.journal import BatchRecord, JobRecord, Journal
     from poncho_wq.batch.manager import Change
@@ -78,7 +80,9 @@ class _Table:
         self._record = journal.batch(number)
         self._start = time.monotonic()
         self._console = Console(file=sys.stderr)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+        self._live = Live(
+            console=self._console, refresh_per_second=4, transient=False, redirect_stdout=prints_to_terminal()
+        )
 
     def __enter__(self) -> _Table:
         self._live.__enter__()

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from poncho_wq.showing import prints_to_terminal
+
 __all__ = ["Bar"]
 
 
@@ -17,7 +19,7 @@ class Bar:
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console or Console(stderr=True),
+            console=console or Console(stderr=True), redirect_stdout=prints_to_terminal(),
         )  # fmt: skip
         self._lock = threading.Lock()
         self._task = self._progress.add_task("calls", total=0)

@@ -97,12 +97,19 @@ class Dispatcher:
     """Opens an engine in a thread of its own and runs work there until it is told to stop.
 
     ``open_it()`` is a context manager with the engine; it is entered and left in that thread.  The constructor returns
-    when the engine is open, and raises what opening it raised.  ``on_settled`` is called there for all work that ended.
+    when the engine is open, and raises what opening it raised.  ``on_settled`` is called there for all work that ended,
+    ``on_end`` when there will be no more.
     """
 
-    def __init__(self, open_it: Callable[[], Any], on_settled: Callable[[Work], None] | None = None) -> None:
+    def __init__(
+        self,
+        open_it: Callable[[], Any],
+        on_settled: Callable[[Work], None] | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
         self._open = open_it
         self._on_settled = on_settled
+        self._on_end = on_end
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         # Taken out of the inbox, but not acted upon yet: the one that came first.
         self._next_message: tuple[str, Any] | None = None
@@ -158,6 +165,8 @@ class Dispatcher:
                 opened.set_exception(error)
         finally:
             self._fail_what_is_left(backlog)
+            if self._on_end is not None:
+                self._on_end()
 
     def _serve(self, engine: Engine, backlog: Backlog[Work]) -> None:
         stopping = False

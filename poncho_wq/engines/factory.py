@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +38,8 @@ class Factory:
         cores: int,
         features: tuple[str, ...] = (),
         directory: str | os.PathLike[str] | None = None,
+        password_file: str | None = None,
+        worker_options: Sequence[str] = (),
     ) -> None:
         name = "vine_factory" if kind == "taskvine" else "work_queue_factory"
         program = shutil.which(name)
@@ -43,10 +47,11 @@ class Factory:
             raise EngineNotInstalled(
                 f"{name} is not on PATH", engine=kind, advice="conda install -c conda-forge ndcctools"
             )
-        options = [f"--feature={feature}" for feature in features]
+        options = [*(f"--feature={feature}" for feature in features), *worker_options]
         self._command = [
             program, "-T", batch_type, "-w", str(count), "-W", str(count), f"--workers-per-cycle={count}",
-            f"--cores={cores}", "--parent-death", *(["-E", " ".join(options)] if options else []),
+            f"--cores={cores}", "--parent-death", *(["-E", shlex.join(options)] if options else []),
+            *([] if password_file is None else ["-P", os.path.abspath(password_file)]),
             # Batch jobs run elsewhere; those of this machine may find no route to its public name.
             "127.0.0.1" if batch_type == "local" else socket.getfqdn(), str(port),
         ]  # fmt: skip

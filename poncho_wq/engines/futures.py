@@ -69,15 +69,18 @@ class Executor(futures.Executor):
         self._warm = warm
         self._needs = needs if needs is not None else Needs(cores=1, retries=3)
         self._bar: Bar | None = None
+        settled: Callable[[Work], None] | None = None
+        ended: Callable[[], None] | None = None
         if progress:
             from poncho_wq.engines.bar import Bar
 
             self._bar = Bar()
+            settled, ended = self._bar.settled, self._bar.close
         opened: Callable[[], AbstractContextManager[Engine]] = partial(
             open_engine, engine, port=port, name=name, workers=workers, cores=cores, features=features,
             directory=directory, factory=factory,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(opened, None if self._bar is None else self._bar.settled)
+        self._dispatcher = Dispatcher(opened, settled, ended)
         # For those who let go of an executor without a word: what was submitted is still done.
         weakref.finalize(self, self._dispatcher.stop).atexit = False
 
@@ -120,8 +123,6 @@ class Executor(futures.Executor):
         self._dispatcher.stop(cancel=cancel_futures)
         if wait:
             self._dispatcher.join()
-            if self._bar is not None:
-                self._bar.close()
 
     def _put(self, make: Callable[[Engine], Any]) -> RemoteFuture:
         return self._hand_over(Work(make))

@@ -49,8 +49,9 @@ class Needs:
     """What a task asks of its worker: cores, memory and disk (MB), GPUs, features that the worker must offer.
 
     None leaves it to the engine, to which a task that names none of cores, memory and disk takes a whole worker.
-    ``retries``: how often it may start anew after its worker was lost, 0 being taken for 1; None for ever, as with
-    TaskVine in any case.  ``priority``: higher first; None is 0.
+    ``retries``: how often it may start anew after its worker was lost; None for ever.  Work Queue takes 0 for 1.
+    TaskVine starts it anew for ever where a worker died, and counts when one gave it back, or it used too much.
+    ``priority``: higher first; None is 0.
     """
 
     cores: int | None = 1
@@ -112,6 +113,8 @@ def open_engine(
     features: Sequence[str] = (),
     directory: str | os.PathLike[str] | None = None,
     factory: str | None = None,
+    password_file: str | None = None,
+    worker_options: Sequence[str] = (),
     setup: Callable[[Any], None] | None = None,
 ) -> Iterator[Engine]:
     """A manager on ``port`` (0: any that is free) and ``workers`` local workers of ``cores`` cores each.
@@ -119,8 +122,10 @@ def open_engine(
     ``name`` is the project name that the manager tells the catalog.  ``features`` are what the workers offer.
     ``directory`` holds what workers and manager write (default: a temporary one); only TaskVine's logs stay there.
     ``factory``: the workers are jobs of this batch system (``slurm``, ``condor``, …) instead of processes here.
-    ``setup(manager)`` is called before any worker can come, for passwords and the like.  Where nobody can be told of
-    the manager (no ``port``, ``name``, ``factory`` or ``setup``) only the workers started here know its password.
+    ``password_file`` holds what workers must know; those that are started here do.  Where it is not given, and nobody
+    can be told of the manager (no ``port``, ``name``, ``factory`` or ``setup``), there is a password all the same.
+    ``worker_options`` are words for the command of each worker that is started here.  ``setup(manager)`` is called
+    before any worker can come.
     The embedded engine ``"local"`` is one worker with the cores of all.
 
     Raises ``EngineError`` for an unknown kind, ``EngineNotInstalled``.  Everything that was started ends with the
@@ -139,16 +144,20 @@ def open_engine(
         opened = _open_work_queue if kind == "work_queue" else _open_taskvine
         engine = stack.enter_context(opened(port, name, directory))
         password = None
+        if password_file is not None:
+            password = _password_of(password_file)
+            say = engine.queue.specify_password_file if kind == "work_queue" else engine.queue.set_password_file
+            say(password_file)
+        elif setup is None and workers and not port and name is None and factory is None:
+            password = _new_password(kind, engine.queue)
         if setup is not None:
             setup(engine.queue)
-        elif workers and not port and name is None and factory is None:
-            password = _new_password(kind, engine.queue)
         recording.attach(engine.queue)
         if workers and factory is not None:
             stack.enter_context(
                 Factory(
                     kind, engine.queue.port, factory, count=workers, cores=cores, features=tuple(features),
-                    directory=directory,
+                    directory=directory, password_file=password_file, worker_options=worker_options,
                 )
             )  # fmt: skip
         elif workers:
@@ -162,9 +171,18 @@ def open_engine(
                     program=WORK_QUEUE if kind == "work_queue" else TASKVINE,
                     features=features,
                     password=password,
+                    options=worker_options,
                 )
             )
         yield engine
+
+
+def _password_of(file: str) -> str:
+    """What is in a password file, as managers and workers read it.  Raises ``EngineError``."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{file}: the password cannot be read: {error}") from error
 
 
 def _new_password(kind: str, queue: Any) -> str:
@@ -233,8 +251,13 @@ class _Managed:
         for feature in needs.features:
             (task.add_feature if self.kind == "taskvine" else task.specify_feature)(feature)
         if needs.retries is not None:
-            # To both, 0 means without limit, and what counts are the tries; so no retry at all cannot be had.
-            (task.set_retries if self.kind == "taskvine" else task.specify_max_retries)(max(1, needs.retries))
+            if self.kind == "taskvine":
+                # Where 0 means without limit as well. No count has the tries that were lost with their worker.
+                task.set_retries(max(1, needs.retries))
+                task.set_max_forsaken(needs.retries)
+            else:
+                # To which 0 means without limit.
+                task.specify_max_retries(max(1, needs.retries))
 
     def describe(self, task: Any, *, category: str | None = None, variables: Mapping[str, str] | None = None) -> None:
         vine = self.kind == "taskvine"

@@ -7,6 +7,7 @@ the dispatcher lets go of it, so the manager is in this process, and tasks are o
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import threading
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
     from poncho_wq.prepare import EnvironmentLike
 
 __all__ = ["PonchoTaskVineExecutor", "PonchoWorkQueueExecutor"]
+
+# Of a factory's configuration: what would change where or how workers run, and cannot be had.
+_NOT_OFFERED = ("python_env", "condor_requirements", "batch_options")
+
+
+def _options_of(factory: TaskVineFactoryConfig) -> list[str]:
+    """What the workers of a factory are told besides their cores."""
+    given = [(name, getattr(factory, name)) for name in ("memory", "disk", "gpus")]
+    return [f"--{name}={value}" for name, value in given if value] + shlex.split(factory.worker_options or "")
 
 
 class _PonchoExecutor(BlockProviderExecutor):
@@ -147,12 +157,13 @@ class _PonchoExecutor(BlockProviderExecutor):
         BlockProviderExecutor.shutdown(self)
 
     def outstanding(self) -> int:
-        """Cores that the tasks want which are not done; a task that names none has a whole worker."""
+        """What the tasks want which are not done, in the units of ``workers_per_node``."""
         with self._lock:
             waiting = [future for future in self.tasks.values() if not future.done()]
-        return sum(
-            getattr(future, "resource_specification", {}).get("cores", self.workers_per_node) for future in waiting
-        )
+        return sum(map(self._slots, waiting))
+
+    def _slots(self, future: Any) -> int:
+        return int(getattr(future, "resource_specification", {}).get("cores", self.workers_per_node))
 
     @property
     def workers_per_node(self) -> int:
@@ -276,11 +287,12 @@ class PonchoWorkQueueExecutor(_PonchoExecutor, WorkQueueExecutor):
         self._stage_to_provider("work_queue_worker", self._password_file)
 
     def _open(self) -> Any:
-        return open_engine("work_queue", port=self._port, name=self._project_name, setup=self._set_up)
+        return open_engine(
+            "work_queue", port=self._port, name=self._project_name, password_file=self._password_file,
+            setup=self._set_up,
+        )  # fmt: skip
 
     def _set_up(self, manager: Any) -> None:
-        if self._password_file is not None:
-            manager.specify_password_file(self._password_file)
         logs = os.path.join(self.run_dir, self.label)
         os.makedirs(logs, exist_ok=True)
         manager.specify_log(os.path.join(logs, "master_log"))
@@ -303,9 +315,10 @@ class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
     ``manager_config``.  Functions run as tasks of their own; ``function_exec_mode="serverless"`` is not offered.
 
     ``worker_launch_method``: ``"provider"``, ``"factory"`` or ``"manual"``.  A factory keeps ``max_workers`` of
-    ``cores`` (None: as many as this process may use) as jobs of its ``batch_type``, or as processes here for
-    ``"local"``; a provider's blocks run the ``worker_executable`` with ``worker_options``.  Nothing else of the
-    ``factory_config`` is used.
+    ``cores`` (None: as many as this process may use), ``memory``, ``disk`` and ``gpus``, with ``worker_options``, as
+    jobs of its ``batch_type``, or as processes here for ``"local"``; a provider's blocks run the ``worker_executable``
+    with ``worker_options``.  The ``scratch_dir``, and other numbers and times, of the
+    ``factory_config`` are not used.
 
     Raises ``EngineError`` for what is not offered, and for an ``init_command`` that would move apps out of their
     environments.
@@ -332,6 +345,12 @@ class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
         for name in ("env_pack", "app_pack", "autolabel"):
             if getattr(config, name):
                 raise EngineError(f"{name} is not offered by this executor", advice="use environment=…")
+        for name in _NOT_OFFERED:
+            if factory_config is not None and getattr(factory_config, name, None):
+                raise EngineError(
+                    f"{name} of the factory_config is not offered by this executor",
+                    advice="start the workers yourself with worker_launch_method='manual', or use a provider",
+                )
         if worker_launch_method == "provider":
             provider = provider or _local_provider()
         super().__init__(
@@ -356,19 +375,22 @@ class PonchoTaskVineExecutor(_PonchoExecutor, TaskVineExecutor):
             # Workers of this machine need no factory.
             factory=factory.batch_type if launched and factory.batch_type != "local" else None,
             directory=config.vine_log_dir or os.path.join(self.run_dir, self.label),
+            password_file=config.project_password_file or None,
+            worker_options=_options_of(factory) if launched else (),
             setup=self._set_up,
         )
 
     def _set_up(self, manager: Any) -> None:
         config = self.manager_config
-        if config.project_password_file:
-            manager.set_password_file(config.project_password_file)
         if config.wait_for_workers:
             manager.tune("wait-for-workers", config.wait_for_workers)
         if not config.enable_peer_transfers:
             manager.disable_peer_transfers()
         for name, value in (config.tune_parameters or {}).items():
             manager.tune(name, value)
+
+    def _slots(self, future: Any) -> int:
+        return 1  # as in Parsl's own
 
     def start(self) -> None:
         super().start()

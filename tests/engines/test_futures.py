@@ -210,6 +210,16 @@ def test_a_bar_counts() -> None:
     assert "1 failed" in said.getvalue()
 
 
+def test_a_bar_ends_also_when_nobody_waits(environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setattr(Bar, "close", lambda bar: closed.set())
+    pool = Executor("local", workers=1, environment=environment, progress=True)
+    future = pool.submit(double, 21)
+    pool.shutdown(wait=False)
+    assert future.result(PATIENCE) == 42
+    assert closed.wait(PATIENCE)
+
+
 def test_other_threads_run_while_the_manager_waits(environment: Any) -> None:
     """The bindings hold Python's lock in `wait`: this thread would get a turn once a second."""
     needed("work_queue")

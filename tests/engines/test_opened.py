@@ -14,7 +14,7 @@ import pytest
 from poncho_wq.engines.backlog import LEAST, Backlog, depth
 from poncho_wq.engines.opened import Capacity, Needs, open_engine
 from poncho_wq.engines.workers import TASKVINE, WORK_QUEUE, LocalWorkers
-from poncho_wq.errors import EngineError, EngineNotInstalled
+from poncho_wq.errors import EngineError, EngineNotInstalled, TaskError
 from tests.engines.conftest import PATIENCE
 from tests.engines.opened_engines import KINDS, opened
 
@@ -40,6 +40,58 @@ def environment(shared_cache: Path) -> Any:
     import poncho_wq
 
     return poncho_wq.environment({"env": {"WORD": "opened"}}, cache_dir=shared_cache)
+
+
+@pytest.mark.parametrize("factory", [None, "local"])
+@pytest.mark.parametrize("kind", ["work_queue", "taskvine"])
+def test_workers_that_are_started_know_the_password(
+    kind: str, factory: str | None, environment: Any, tmp_path: Path
+) -> None:
+    words = tmp_path / "words"
+    words.write_text("open sesame\n")
+    with opened(kind, workers=1, factory=factory, password_file=str(words), directory=tmp_path) as engine:
+        task = engine.PonchoTask(double, 21, environment=environment)
+        engine.need(task, Needs())
+        engine.submit(task)
+        assert _finish(engine, 1) == [task]
+        assert task.output == 42
+
+
+def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EngineError, match="none: the password cannot be read"),
+        opened("work_queue", workers=1, password_file=str(tmp_path / "none")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("retries", [1, 2])
+def test_a_task_is_given_up_when_its_workers_die(retries: int, environment: Any, tmp_path: Path) -> None:
+    """Not before it was tried again as often as it may be."""
+    tries = tmp_path / "tries"
+
+    def take_the_worker_along(tries: str) -> None:
+        import signal
+
+        with open(tries, "a") as file:
+            file.write("x")
+        pid = os.getpid()
+        while not Path(f"/proc/{pid}/comm").read_text().startswith("work_queue_wo"):
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(pid, signal.SIGKILL)
+        os._exit(1)  # what it has of its worker, such as the connection, must not outlive that
+
+    with opened("work_queue", workers=1, directory=tmp_path) as engine:
+        task = engine.PonchoTask(take_the_worker_along, str(tries), environment=environment)
+        engine.need(task, Needs(retries=retries))
+        engine.submit(task)
+        until, back = time.monotonic() + PATIENCE, None
+        while back is None and time.monotonic() < until:
+            back = engine.wait(1)
+            engine.workers.replace_dead()
+        assert back is task
+        assert isinstance(task.output, TaskError)
+        assert tries.read_text() == "x" * (1 + retries)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,6 +70,29 @@ def run(
             each.stop()
 
 
+@pytest.mark.parametrize("name", ["python_env", "condor_requirements", "batch_options"])
+def test_what_a_factory_cannot_have_is_refused(name: str) -> None:
+    from parsl.executors.taskvine import TaskVineFactoryConfig
+
+    with pytest.raises(EngineError, match=f"{name} of the factory_config is not offered"):
+        PonchoTaskVineExecutor(factory_config=TaskVineFactoryConfig(**{name: "x"}))
+
+
+def test_a_factory_s_workers_are_told_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from parsl.executors.taskvine import TaskVineFactoryConfig, TaskVineManagerConfig
+
+    opened: dict[str, Any] = {}
+    monkeypatch.setattr("poncho_wq.engines.parsl_executors.open_engine", lambda kind, **options: opened.update(options))
+    executor = PonchoTaskVineExecutor(
+        manager_config=TaskVineManagerConfig(project_password_file="words"),
+        factory_config=TaskVineFactoryConfig(memory=500, gpus=1, worker_options="--single-shot -o 'a log'"),
+    )
+    executor.run_dir = str(tmp_path)
+    executor._open()
+    assert opened["worker_options"] == ["--memory=500", "--gpus=1", "--single-shot", "-o", "a log"]
+    assert opened["password_file"] == "words"
+
+
 @python_app
 def where(number: int) -> tuple[int, str, int, bool]:
     import os
