@@ -939,3 +939,22 @@ def test_the_books_agree_with_counting_again(
             books.keep(entry)
         assert books.total == total(left)
     assert set(books.unnamed()) == set(sizes) - layers_of(left)
+
+
+@pytest.mark.parametrize(
+    ("entry", "generation"),
+    [
+        (None, None),
+        ({}, None),
+        ({"tarball": None}, None),
+        ({"tarball": 3}, None),
+        ({"tarball": "None/x.tar.gz"}, None),
+        ({"tarball": f"{'0a' * 8}/x.tar.gz"}, "0a" * 8),
+    ],
+)
+def test_the_current_generation_is_none_where_no_entry_names_one(
+    tmp_path: Path, entry: object, generation: str | None
+) -> None:
+    if entry is not None:
+        (tmp_path / "entry.json").write_text(json.dumps(entry))
+    assert listing.current_generation(str(tmp_path)) == generation

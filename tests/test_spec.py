@@ -119,6 +119,8 @@ REFUSED: list[tuple[object, str | None, str]] = [
     ({"conda": {"packages": [""]}}, "conda.packages[0]", "is empty"),
     ({"conda": {"packages": {"numpy": "1"}}}, "conda.packages", "expected a list of strings, got an object"),
     ({"conda": {"packages": [{"pip": ["x"]}]}}, "conda.packages[0]", "expected a string, got an object"),
+    ({"conda": {"dependencies": {"pip": []}}}, "conda.dependencies", "expected a list, got an object"),
+    ({"conda": {"dependencies": "numpy"}}, "conda.dependencies", 'expected a list, got "numpy"'),
     ({"conda": {"dependencies": [None]}}, "conda.dependencies[0]", "expected a string, got null"),
     ({"conda": {"dependencies": [{"pipp": []}]}}, "conda.dependencies[0].pipp", 'did you mean "pip"?'),
     ({"conda": {"dependencies": [{"pip": ["-e ."]}]}}, "conda.dependencies[0].pip[0]", "editable"),

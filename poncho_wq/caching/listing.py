@@ -202,9 +202,11 @@ def _facts(path: str) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def current_generation(path: str) -> str:
-    """The generation that ``entry.json`` in an entry's directory names; some other text when it names none."""
-    return str(_facts(path).get("tarball")).partition("/")[0]
+def current_generation(path: str) -> str | None:
+    """The generation that ``entry.json`` in an entry's directory names; None when it names none, or is not there."""
+    name = _facts(path).get("tarball")
+    found = name.partition("/")[0] if isinstance(name, str) else ""
+    return found if is_generation(found) else None
 
 
 def _time(path: str) -> float:

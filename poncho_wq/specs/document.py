@@ -174,17 +174,18 @@ def string_at(place: Place, value: object, *, limit: int = MAX_STRING, printable
 
 def strings_at(place: Place, value: object) -> list[tuple[Place, str]]:
     """`value` as a list of strings (null: none), each with its place."""
-    return [(where, string_at(where, item)) for where, item in items_at(place, value)]
+    items = items_at(place, value, expected="a list of strings")
+    return [(where, string_at(where, item)) for where, item in items]
 
 
-def items_at(place: Place, value: object) -> list[tuple[Place, object]]:
-    """`value` as a list of anything (null: none), each item with its place."""
+def items_at(place: Place, value: object, *, expected: str = "a list") -> list[tuple[Place, object]]:
+    """`value` as a list of anything (null: none), each item with its place.  `expected`: what an error calls it."""
     if value is None:
         return []
     if isinstance(value, str):
-        place.fail(f"expected a list of strings, got {kind(value)}", advice=f"put it in brackets: [{quoted(value)}]")
+        place.fail(f"expected {expected}, got {kind(value)}", advice=f"put it in brackets: [{quoted(value)}]")
     if not isinstance(value, list | tuple):
-        place.fail(f"expected a list of strings, got {kind(value)}", advice=BRACKETS_ADVICE)
+        place.fail(f"expected {expected}, got {kind(value)}", advice=BRACKETS_ADVICE)
     return [(place.item(position), item) for position, item in enumerate(value)]
 
 
