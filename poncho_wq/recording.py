@@ -67,19 +67,34 @@ class Recording:
             "format": FORMAT, "version": VERSION, "began": time.time(), "ended": None, "host": socket.gethostname(),
             "program": os.path.basename(sys.argv[0]) or "python", "engine": None, "log": None,
         }  # fmt: skip
+        self._undo = contextlib.ExitStack()
         try:
-            for name in (ENVIRONMENTS_NAME, TOLD_NAME):
-                (self.directory / name).mkdir(parents=True)
-            self._tasks = (self.directory / TASKS_NAME).open("x", encoding="utf-8", buffering=1)
-            self._write_facts()
+            self._make()
         except FileExistsError:
+            self._undo.close()
             raise EngineError(
                 f"{self.directory}: there is a recording already", advice="name a new directory for each run"
             ) from None
         except OSError as error:
+            self._undo.close()
             raise EngineError(
                 f"{self.directory}: cannot be written: {error.strerror or error}", advice="name another directory"
             ) from error
+
+    def _make(self) -> None:
+        """The directory and what is in it from the beginning; what has been made is undone by ``discard``."""
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            self._undo.callback(_remove, self.directory)
+        for name in (ENVIRONMENTS_NAME, TOLD_NAME):
+            (self.directory / name).mkdir()
+            self._undo.callback(_remove, self.directory / name)
+        self._tasks = (self.directory / TASKS_NAME).open("x", encoding="utf-8", buffering=1)
+        self._undo.callback(_remove, self.directory / TASKS_NAME)
+        self._undo.callback(self._tasks.close)
+        for name in (RUN_NAME, _partial(RUN_NAME)):
+            self._undo.callback(_remove, self.directory / name)
+        self._write_facts()
 
     def __enter__(self) -> Recording:
         return self
@@ -137,6 +152,10 @@ class Recording:
             self._facts["ended"] = time.time()
             self._write_facts()
 
+    def discard(self) -> None:
+        """Close it and remove what it has made, so that its directory can be named again.  For one without tasks."""
+        self._undo.close()
+
     def _describe(self, environment: Environment, inputs: Sequence[tuple[str, str]]) -> None:
         from poncho_wq.manifest import read_manifest
 
@@ -164,9 +183,19 @@ class Recording:
         self._publish(self.directory / RUN_NAME, self._facts)
 
     def _publish(self, path: Path, facts: dict[str, Any]) -> None:
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(_partial(path.name))
         partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
+
+
+def _partial(name: str) -> str:
+    return f"{name}.partial"
+
+
+def _remove(path: Path) -> None:
+    """What was made; a directory stays as long as anything of somebody else's is in it."""
+    with contextlib.suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def record(directory: str | os.PathLike[str], queue: Any = None) -> Recording:
@@ -186,7 +215,11 @@ def record(directory: str | os.PathLike[str], queue: Any = None) -> Recording:
         raise EngineError("a recording is going on already", advice="close() it first")
     recording = Recording(directory)
     if queue is not None:
-        recording.attach(queue)
+        try:
+            recording.attach(queue)
+        except BaseException:
+            recording.discard()
+            raise
     _current = recording
     return recording
 

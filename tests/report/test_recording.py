@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -154,6 +155,36 @@ def test_a_directory_is_recorded_into_once(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot be written"):
         poncho_wq.record(tmp_path / "file" / "run")
     assert recording.current() is None
+
+
+def test_a_manager_that_cannot_be_recorded_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there" / "mine").mkdir(parents=True)
+    for directory in ("new", "there"):
+        with pytest.raises(TypeError, match="manager is needed, not int"):
+            poncho_wq.record(tmp_path / directory, 7)  # what is no manager
+        assert recording.current() is None
+    assert [each.name for each in tmp_path.rglob("*")] == ["there", "mine"]
+    for directory in ("new", "there"):
+        with LocalQueue() as queue, poncho_wq.record(tmp_path / directory, queue):
+            pass
+
+
+@pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
+def test_a_recording_that_cannot_be_begun_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    real = getattr(Path, step)
+
+    def full(path: Path, *args: object, **named: object) -> object:
+        if path.name in ("told", "tasks.jsonl", "run.json.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, step, full)
+        with pytest.raises(EngineError, match="cannot be written: No space left"):
+            poncho_wq.record(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_manager(tmp_path: Path) -> None:
