@@ -85,10 +85,22 @@ class Database:
     def _damaged(self, error: Exception) -> EngineError:
         if isinstance(error, sqlite3.OperationalError) and not str(error).startswith("no such"):
             return EngineError(f"{self._path}: {error}", advice=self._advice)  # locked, read-only, a full disk …
+        if isinstance(error, sqlite3.IntegrityError) and self._is_whole():
+            return EngineError(
+                f"{self._path}: what was to be written contradicts what is there: {error}",
+                advice="the file is not damaged, and nothing of it was written: please report this",
+            )
         return EngineError(
             f"{self._path}: is damaged: {error or type(error).__name__}",
             advice="published results are still where they were; with this file moved away, its batches are forgotten",
         )
+
+    def _is_whole(self) -> bool:
+        """Whether SQLite finds nothing wrong with all of the file."""
+        try:
+            return bool(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok")
+        except (sqlite3.Error, UnicodeError, TypeError):
+            return False
 
 
 def made(kind: type[_T], values: Mapping[str, Any]) -> _T:

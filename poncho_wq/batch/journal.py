@@ -201,35 +201,48 @@ class Journal:
     ) -> int:
         """Put a checked batch in and return its id; all its jobs are waiting.
 
-        ``folder``: where below SAVE its results go, by default ``NAMESPACE/NAME``; ``{id}`` in it is the new id.
+        ``folder``: where below SAVE its results go, with the new id for ``{id}`` in it; None is ``NAMESPACE/NAME``.
         ``source`` is kept without the credentials of URLs in it.
         Raises ``EngineError`` when another batch has that folder.
         """
         now = time.time() if now is None else now
-        folder = folder or folder_of(batch)
         with self.together():
-            self.refuse_taken(batch, folder)
-            number = self._db.execute(
-                "INSERT INTO batch(namespace, name, folder, front_end, source, document, created) "
-                "VALUES(?,?,?,?,?,?,?)",
-                (batch.namespace, batch.name, f"\0{os.getpid()}", front_end, redact(source), to_json(batch), now),
-            ).lastrowid
-            assert number is not None
-            self._db.execute("UPDATE batch SET folder = ? WHERE id = ?", (folder.replace("{id}", str(number)), number))
+            number = self._next_id()
+            if folder is None:
+                folder = folder_of(batch)
+                self.refuse_taken(batch)
+            else:
+                folder = folder.replace("{id}", str(number))
+                self._refuse_folder(folder, "use another --save-dir; for PROMINENCE's jobs, PONCHO_PROMINENCE_SPOOL")
+            self._db.execute(
+                "INSERT INTO batch(id, namespace, name, folder, front_end, source, document, created) "
+                "VALUES(?,?,?,?,?,?,?,?)",
+                (number, batch.namespace, batch.name, folder, front_end, redact(source), to_json(batch), now),
+            )
             self._db.executemany(
                 "INSERT INTO job(batch, position, name, state, created) VALUES(?,?,?,?,?)",
                 [(number, n, job.name, State.WAITING.value, now) for n, job in enumerate(batch.jobs)],
             )
         return number
 
-    def refuse_taken(self, batch: Batch, folder: str | None = None) -> None:
-        """Raise ``EngineError`` when another batch has this one's folder."""
-        folder = folder or folder_of(batch)
-        if self._db.execute("SELECT 1 FROM batch WHERE folder = ?", (folder,)):
-            raise EngineError(
-                f"there is a batch {folder} in {self.spool.save} already",
-                advice="give this one another name, go on with that one (--resume), or use another --save-dir",
-            )
+    def refuse_taken(self, batch: Batch) -> None:
+        """Raise ``EngineError`` when another batch has the folder that is this one's by default."""
+        advice = "give this one another name, go on with that one (--resume), or use another --save-dir"
+        self._refuse_folder(folder_of(batch), advice)
+
+    def _refuse_folder(self, folder: str, advice: str) -> None:
+        found = self._db.read(_batch, "SELECT * FROM batch WHERE folder = ?", (folder,))
+        if found and found[0].title == folder:
+            raise EngineError(f"there is a batch {folder} in {self.spool.save} already", advice=advice)
+        if found:
+            whose = f"the batch {found[0].title} (number {found[0].id}, {found[0].front_end})"
+            raise EngineError(f"{self.spool.save}: the folder {folder} is taken by {whose}", advice=advice)
+
+    def _next_id(self) -> int:
+        """What SQLite would number the next batch, while nobody else can add one: in a transaction."""
+        counted = "SELECT MAX(CAST(seq AS INTEGER)) AS id FROM sqlite_sequence WHERE name = 'batch'"
+        last = (self._db.execute(each)[0]["id"] for each in (counted, "SELECT MAX(id) AS id FROM batch"))
+        return max(number or 0 for number in last) + 1
 
     def batches(self) -> list[BatchRecord]:
         """All of them, oldest first."""

@@ -87,6 +87,57 @@ def test_a_folder_is_one_batch_s(journal: Journal) -> None:
         journal.add(batch, front_end="t")
     again = journal.add(batch, front_end="t", folder="n/{id}")
     assert journal.batch(again).folder == f"n/{again}"
+    # What is in braces in a name is the name.
+    named = Batch(name="b-{id}", jobs=(job("a"),))
+    journal.add(named, front_end="t")
+    with pytest.raises(EngineError, match=r"there is a batch b-\{id\} in .* already"):
+        journal.add(named, front_end="t")
+
+
+def test_a_folder_that_is_taken_once_the_number_is_filled_in(journal: Journal, tmp_path: Path) -> None:
+    batch = Batch(name="fit", jobs=(job("a"), job("b")))
+    assert journal.add(batch, front_end="t", folder="job-{id}") == 1
+    journal.add(Batch(name="job-3", jobs=(job("a"),)), front_end="mine")
+    with journal.together():
+        with pytest.raises(EngineError) as caught:
+            journal.add(batch, front_end="t", folder="job-{id}")
+        # Nothing is left to be kept by who goes on.
+        assert [each.folder for each in journal.batches()] == ["job-1", "job-3"]
+    assert str(caught.value) == (
+        f"there is a batch job-3 in {tmp_path} already\n"
+        "use another --save-dir; for PROMINENCE's jobs, PONCHO_PROMINENCE_SPOOL"
+    )
+    with pytest.raises(EngineError, match=r"the folder job-1 is taken by the batch fit \(number 1, t\)\ngive this one"):
+        journal.refuse_taken(Batch(name="job-1", jobs=(job("a"),)))
+    assert [each.folder for each in journal.batches()] == ["job-1", "job-3"]
+    assert journal.jobs(3) == []
+
+
+def test_numbers_are_given_once(journal: Journal, tmp_path: Path) -> None:
+    batch = Batch(name="fit", jobs=(job("a"),))
+    assert [journal.add(batch, front_end="t", folder="job-{id}") for _ in range(2)] == [1, 2]
+    database = sqlite3.connect(Spool(tmp_path).journal, isolation_level=None)
+    database.execute("DELETE FROM batch WHERE id = 2")
+    assert journal.add(batch, front_end="t", folder="job-{id}") == 3
+    # A journal that was put together by hand does not count.
+    database.execute("DELETE FROM sqlite_sequence")
+    database.close()
+    assert journal.add(batch, front_end="t", folder="job-{id}") == 4
+
+
+def test_a_contradiction_is_damage_only_where_the_file_is(journal: Journal, tmp_path: Path) -> None:
+    batch = Batch(name="b", jobs=(job("a"), job("a")))
+    with pytest.raises(EngineError, match=r"contradicts what is there: UNIQUE constraint failed: job.batch, job.name"):
+        journal.add(batch, front_end="t")
+    assert journal.batches() == []
+    journal.add(Batch(name="c", jobs=(job("a"),)), front_end="t")
+    database = sqlite3.connect(Spool(tmp_path).journal, isolation_level=None)
+    database.execute("PRAGMA writable_schema = ON")
+    stricter = "replace(sql, 'host TEXT', 'host TEXT NOT NULL')"
+    database.execute(f"UPDATE sqlite_master SET sql = {stricter} WHERE name = 'job'")
+    database.close()
+    with Journal(Spool(tmp_path)) as other, pytest.raises(EngineError, match="is damaged: NOT NULL"):
+        other.add(batch, front_end="t")
 
 
 def test_kill_without_a_manager_and_with_one(journal: Journal, tmp_path: Path) -> None:
