@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,6 +211,41 @@ def test_jobs_and_the_service_prove_who_they_are(tmp_path: Path) -> None:
             relay.forget(7)
             with pytest.raises(EngineError, match="job 7 does not answer"):
                 relay.ask(7, {"do": "read", "what": "stdout"})
+        finally:
+            companion.close()
+
+
+def test_what_is_too_large_for_an_answer_is_refused_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_channel, "ANSWER", 1000)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with Relay("127.0.0.1") as relay:
+        running = FakeJob(tmp_path, relay.facts(7))
+        companion = job_channel.attach(running)
+        try:
+            for size in (1000, 1001):
+                noise = os.urandom(size)
+                (tmp_path / "file").write_bytes(noise)
+                Path(running.stdout).write_bytes(noise)
+                for request in (
+                    {"do": "read", "what": "stdout"}, {"do": "snapshot", "path": "file"},
+                    {"do": "execute", "argv": ["cat", str(tmp_path / "file")]},
+                ):  # fmt: skip
+                    if size == 1000:
+                        assert relay.ask(7, request)[1] == noise
+                        continue
+                    with pytest.raises(EngineError, match="is larger than the 1000 bytes that") as caught:
+                        relay.ask(7, request)
+                    assert caught.value.advice
+            with tarfile.open(fileobj=io.BytesIO(relay.ask(7, {"do": "snapshot", "path": "kept"})[1])) as tar:
+                assert tar.getnames() == ["kept"]
+            (kept / "noise").write_bytes(os.urandom(3000))
+            with pytest.raises(EngineError, match=r"job 7: kept, as a tar\.gz, is larger"):
+                relay.ask(7, {"do": "snapshot", "path": "kept"})
+            # What tells no size of its own.
+            assert relay.ask(7, {"do": "snapshot", "path": "/proc/self/statm"})[1].endswith(b"\n")
+            with pytest.raises(EngineError, match="/proc/self/status is larger"):
+                relay.ask(7, {"do": "snapshot", "path": "/proc/self/status"})
         finally:
             companion.close()
 

@@ -93,7 +93,8 @@ class Job(Created):
     def execute(self, command: str) -> str:
         """Run a command in the running job, where its first task runs; returns what it writes to stdout and stderr.
 
-        Raises ``EngineError`` when the job does not run, ``ValueError`` for a command that cannot be split into words.
+        Raises ``EngineError`` when the job does not run or that is more than 512 MiB, ``ValueError`` for a command that
+        cannot be split into words.
         """
         from poncho_wq.batch.prominence import client
 
@@ -103,17 +104,20 @@ class Job(Created):
         return client.in_job(self._number(), {"do": "execute", "argv": words})[1].decode(errors="replace")
 
     def get_snapshot(self, path: str, save_as: str | os.PathLike[str] | None = None) -> str | bytes:
-        """A file of the running job as it is now, or a directory as a tar.gz.  Raises ``EngineError``."""
+        """A file of the running job as it is now, or a directory as a tar.gz.
+
+        Raises ``EngineError``, also for more than 512 MiB.
+        """
         from poncho_wq.batch.prominence import client
 
         return _content(client.in_job(self._number(), {"do": "snapshot", "path": path})[1], save_as)
 
     def stdout(self, node: int = 0) -> str:
-        """Its standard output, so far if it runs."""
+        """Its standard output, so far if it runs.  Raises ``EngineError`` while it runs and that is over 512 MiB."""
         return self._output("stdout", node)
 
     def stderr(self, node: int = 0) -> str:
-        """Its standard error, so far if it runs."""
+        """Its standard error, so far if it runs.  Raises ``EngineError`` while it runs and that is over 512 MiB."""
         return self._output("stderr", node)
 
     def get_input_file(self, name: str) -> str | bytes:

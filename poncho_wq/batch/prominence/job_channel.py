@@ -9,8 +9,8 @@ itself is never sent.  Every message after that has a MAC with a key of this con
 who can touch the line can cut it, but not have anything executed.  When the line breaks the job connects again.
 
 Messages are a header in JSON and bytes.  Requests: ``{"id", "do": "read", "what": "stdout" | "stderr"}``,
-``{"do": "execute", "argv"}``, ``{"do": "snapshot", "path"}``.  Answers have the same id and ``problem``, or facts and
-bytes.
+``{"do": "execute", "argv"}``, ``{"do": "snapshot", "path"}``.  Answers have the same id and ``problem``, perhaps with
+``advice``, or facts and bytes: all of them, since what is too large for an answer is a problem.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ import threading
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import IO, Any
 
 LARGEST = 1 << 30  # bytes of a message
+ANSWER = LARGEST // 2  # bytes of an answer
 AGAIN = 2.0  # seconds until the next try to connect
 _NONCE = 32
 _MAC = 32
@@ -39,6 +40,15 @@ _MAC = 32
 
 class Broken(Exception):
     """The other end is gone, or is not who it should be."""
+
+
+class TooLarge(Exception):
+    """What was asked for is more than an answer may have."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        size = str(ANSWER >> 20) + " MiB" if ANSWER >> 20 else str(ANSWER) + " bytes"
+        super().__init__(what + " is larger than the " + size + " that a running job can be asked for")
+        self.advice = advice
 
 
 class Line:
@@ -180,6 +190,8 @@ class Companion:
     def _serve(self, line: Line, request: dict[str, Any]) -> None:
         try:
             facts, data = getattr(self, "_do_" + request["do"])(request)
+        except TooLarge as error:
+            facts, data = {"problem": str(error), "advice": error.advice}, b""
         except Exception as error:
             facts, data = {"problem": str(error) or type(error).__name__}, b""
         try:
@@ -188,8 +200,9 @@ class Companion:
             pass
 
     def _do_read(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        with open(self._running.stderr if request["what"] == "stderr" else self._running.stdout, "rb") as file:
-            return {}, file.read(LARGEST // 2)
+        name = "stderr" if request["what"] == "stderr" else "stdout"
+        with open(getattr(self._running, name), "rb") as file:
+            return {}, _all_of(file, name, "wait for the end of the job: then there is no limit")
 
     def _do_execute(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """In the place of the first task that is no sidecar: its environment, container, variables and directory."""
@@ -202,16 +215,47 @@ class Companion:
                 return {"exit_code": 127}, (step["argv"][0] + ": " + str(error.strerror) + "\n").encode()
             code = process.wait()
             said.seek(0)
-            return {"exit_code": code}, said.read(LARGEST // 2)
+            what = "what " + step["argv"][0] + " writes"
+            return {"exit_code": code}, _all_of(said, what, "have it write to a file, and only the part that is wanted")
 
     def _do_snapshot(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """A file as it is, a directory as a tar.gz."""
         path = os.path.join(self._running.home, request["path"])
+        advice = "ask for parts of it, or make it an output of the job: those come back whole when it is over"
         if not os.path.isdir(path):
             with open(path, "rb") as file:
-                return {"archive": False}, file.read(LARGEST // 2)
+                return {"archive": False}, _all_of(file, request["path"], advice)
+        what = request["path"] + ", as a tar.gz,"
         with tempfile.TemporaryFile(dir=self._running.sandbox) as packed:
-            with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
+            limited: Any = _Limited(packed, what, advice)
+            with tarfile.open(fileobj=limited, mode="w:gz", compresslevel=1) as tar:
                 tar.add(path, os.path.basename(os.path.normpath(path)))
             packed.seek(0)
-            return {"archive": True}, packed.read(LARGEST // 2)
+            return {"archive": True}, _all_of(packed, what, advice)
+
+
+def _all_of(file: IO[bytes], what: str, advice: str) -> bytes:
+    """The rest of a file, which may grow meanwhile.  Raises ``TooLarge``."""
+    # Looked at first, so as not to read so much for nothing; what is in /proc has no size.
+    data = None if os.fstat(file.fileno()).st_size > ANSWER else file.read(ANSWER + 1)
+    if data is None or len(data) > ANSWER:
+        raise TooLarge(what, advice)
+    return data
+
+
+class _Limited:
+    """Stops whoever writes more to a file than an answer may have, before that fills the job's disk."""
+
+    def __init__(self, file: IO[bytes], what: str, advice: str) -> None:
+        self._file = file
+        self._left = ANSWER
+        self._problem = TooLarge(what, advice)
+
+    def write(self, data: bytes) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise self._problem
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -86,7 +86,8 @@ class Relay:
             with self._changed:
                 self._waiting.pop((job, number), None)
         if facts.get("problem"):
-            raise EngineError(f"job {job}: {facts['problem']}")
+            advice = facts.get("advice")
+            raise EngineError(f"job {job}: {facts['problem']}", advice=advice if isinstance(advice, str) else None)
         return facts, data
 
     def _accept(self) -> None:
