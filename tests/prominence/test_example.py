@@ -48,6 +48,15 @@ def test_the_page_names_every_setting() -> None:
         assert f"`{name.upper()}`" in text, name
 
 
+def test_the_page_says_where_workers_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/prominence.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `ADDRESS`"))
+    monkeypatch.delenv("PONCHO_PROMINENCE_ADDRESS", raising=False)
+    monkeypatch.setenv("PONCHO_PROMINENCE_ENGINE", "local")
+    assert settings.settings().address in row
+    assert "its name" in row
+
+
 def test_settings_that_a_running_service_does_not_have(
     here: Service, job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

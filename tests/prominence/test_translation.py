@@ -58,6 +58,7 @@ def made(document: Any, directory: Path = HERE) -> Batch:
         ({"jobs": []}, "a workflow must contain jobs"),
         (workflow({"tasks": [{"cmd": "x"}]}), "all jobs of a workflow must have names"),
         (job(artifacts=[{"url": "nowhere"}]), '"nowhere" is neither a URL (http, https, file), nor a file'),
+        (job(artifacts=[{"url": "data"}]), '"data" is a directory; an artifact is a file: name an archive of it'),
         (job(artifacts=[{"url": "file:///x", "mountpoint": "d:/d"}]), "/d: only a container has mount points"),
         (job(artifacts=[{"url": "x", "mountpoint": "d:d"}]), "must be an absolute path"),
         (job(inputs=[{"filename": "x", "content": "%"}]), "inputs[0].content: is not base64"),
@@ -70,9 +71,10 @@ def made(document: Any, directory: Path = HERE) -> Batch:
         ([], "expected an object, got a list"),
     ],
 )
-def test_what_is_wrong_is_said(document: Any, message: str) -> None:
+def test_what_is_wrong_is_said(document: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
     with pytest.raises(BatchError) as caught:
-        made(document)
+        made(document, tmp_path)
     assert message in str(caught.value)
 
 

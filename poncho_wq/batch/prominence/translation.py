@@ -208,6 +208,8 @@ class _Reader:
         path = self._directory / url
         if os.path.isfile(path):
             return _fetched(path.name, path=str(path.absolute()))
+        if os.path.isdir(path):
+            raise ValueError(f'"{redact(url)}" is a directory; an artifact is a file: name an archive of it (.tar.gz)')
         raise ValueError(f'"{redact(url)}" is neither a URL (http, https, file), nor a file, nor has it been uploaded')
 
     def _bad(self, place: Place, message: str, advice: str | None = None) -> None:
