@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from poncho_wq.batch.prominence.checking import Checked
+from poncho_wq.batch.prominence.factories import Factory
+from poncho_wq.errors import SpecError
 from poncho_wq.prominence import (
     Artifact,
     Dependency,
@@ -146,6 +148,48 @@ def test_factories() -> None:
     assert Dependency.from_dict({"a": ["b"]}) == Dependency("a", ["b"])
 
 
+def test_factories_of_older_descriptions() -> None:
+    sets = [{"name": "frame", "start": 1, "end": 4, "step": 1}]
+    older = {"type": "parametricSweep", "parameterSets": sets}
+    sweep = Factory.from_dict({"name": "f", "jobs": ["render"], **older})
+    assert sweep == ParameterSweep("f", ["render"], [ParameterSet("frame", 1, 4, 1)])
+    assert sweep.to_dict() == {"name": "f", "type": "parameterSweep", "jobs": ["render"], "parameters": sets}
+    # The description in PROMINENCE's documentation: without names, and for all jobs.
+    jobs = [{"name": name, "tasks": [{"cmd": "echo $frame"}]} for name in ("render", "shade")]
+    made = Workflow.from_dict({"name": "ps-workflow", "jobs": jobs, "factory": older})
+    assert made.factories == [ParameterSweep(None, ["render", "shade"], [ParameterSet("frame", 1, 4, 1)])]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"type": "zap", "jobs": []}, 'type: expected "parameterSweep", "zip" or "repeat", got "zap"'),
+        ({"type": ["zip"], "jobs": []}, 'type: expected "parameterSweep", "zip" or "repeat", got a list'),
+        ({"jobs": []}, 'lacks "type"'),
+        ({"type": "repeat", "jobs": []}, 'lacks "number"'),
+        ({"type": "zip", "jobs": []}, 'lacks "parameters"'),
+        ({"type": "zip", "job": []}, 'job: unknown key; did you mean "jobs"?'),
+        ({"type": "repeat", "jobs": [3], "number": 1}, "jobs[0]: expected the name of a job, got the number 3"),
+        ({"type": "zip", "parameters": [{"name": "x", "value": [1]}]},
+         'parameters[0].value: unknown key; did you mean "values"?'),
+    ],
+)  # fmt: skip
+def test_a_factory_that_is_none_is_refused_with_its_place(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Factory.from_dict(document)
+    assert str(caught.value) == message
+    with pytest.raises(SpecError) as caught:
+        Workflow.from_dict({"jobs": [], "factories": [{"type": "repeat", "jobs": [], "number": 1}, document]})
+    dot = " " if message.startswith("lacks") else "."
+    assert str(caught.value) == f"factories[1]{':' if dot == ' ' else ''}{dot}{message}"
+
+
+def test_one_form_of_factories() -> None:
+    repeat = {"type": "repeat", "jobs": [], "number": 1}
+    with pytest.raises(SpecError, match=r"^factory: is the older form of factories: give one of the two"):
+        Workflow.from_dict({"jobs": [], "factory": repeat, "factories": [repeat]})
+
+
 def full_job() -> Job:
     made = Job()
     made.name = "fit"
@@ -184,6 +228,85 @@ def test_job() -> None:
     assert full_job().to_dict() == FULL_JOB
     assert Job.from_dict(FULL_JOB).to_dict() == FULL_JOB
     assert Checked(FULL_JOB).found == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "message"),
+    [
+        (Task, {"command": "hostname"}, 'command: unknown key; did you mean "cmd"?'),
+        (Task, {"cmd": "hostname", "enviroment": {}}, "enviroment: unknown key; expected"),
+        (Task, {"cmd": "hostname", "env": ["A=b"]}, "env: expected an object, got a list"),
+        (Task, "hostname", 'expected an object, got "hostname"'),
+        (Resources, {"cpu": 2}, 'cpu: unknown key; did you mean "cpus"?'),
+        (Resources, {"memory_per_cpu": 2}, 'memory_per_cpu: unknown key; did you mean "memoryPerCpu"?'),
+        (JobPolicies, {"maximumRetry": 2}, 'maximumRetry: unknown key; did you mean "maximumRetries"?'),
+        (WorkflowPolicies, {"maximumRetry": 2}, 'maximumRetry: unknown key; did you mean "maximumRetries"?'),
+        (Notification, {"events": "jobFinished"}, 'events: unknown key; did you mean "event"?'),
+        (Artifact, {"url": "x", "mount": "d:/d"}, 'mount: unknown key; did you mean "mountpoint"?'),
+        (Artifact, {"mountpoint": "d:/d"}, 'lacks "url"'),
+        (InputFile, {"filename": "x", "contents": ""}, 'contents: unknown key; did you mean "content"?'),
+        (InputFile, {"filename": "x", "content": "a"}, "content: is not base64"),
+        (InputFile, {"content": ""}, 'lacks "filename"'),
+        (ParameterSet, {"start": 1}, 'lacks "name"'),
+        (Job, {"task": []}, 'task: unknown key; did you mean "tasks"?'),
+        (Job, {"output_files": []}, 'output_files: unknown key; did you mean "outputFiles"?'),
+        (Job, {"tasks": {"cmd": "x"}}, "tasks: expected a list, got an object"),
+        (Job, {"tasks": [{"cmd": "x"}, {"command": "x"}]}, 'tasks[1].command: unknown key; did you mean "cmd"?'),
+        (Job, {"resources": {"cpu": 2}}, 'resources.cpu: unknown key; did you mean "cpus"?'),
+        (Job, {"policies": {"priorty": 2}}, 'policies.priorty: unknown key; did you mean "priority"?'),
+        (Job, {"storage": {"type": "onedata"}}, "storage: unknown key; expected"),
+        (Workflow, {"job": []}, 'job: unknown key; did you mean "jobs"?'),
+        (Workflow, {"jobs": [{"tasks": ["x"]}]}, 'jobs[0].tasks[0]: expected an object, got "x"'),
+        (Workflow, {"jobs": [], "dependencies": {"a": [1]}}, "dependencies.a[0]: expected the name of a job, got"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_refused_with_a_hint(kind: Any, document: Any, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        kind.from_dict(document)
+    assert str(caught.value).startswith(message)
+
+
+def test_what_a_server_says_of_a_job_or_a_workflow_is_a_description() -> None:
+    said: dict[str, Any] = {
+        "id": 7, "status": "completed", "statusReason": "", "username": "me", "execution": {"site": "x", "tasks": []},
+        "events": {"createTime": 1, "startTime": 2, "endTime": 3}, "createTime": 1, "elapsedTime": 2, "storage": {},
+        "parameters": {"frame": 1},
+    }  # fmt: skip
+    outputs = {"outputFiles": [{"name": "*.csv", "url": "https://h/x", "size": 3}],
+               "outputDirs": [{"name": "results", "url": ""}]}  # fmt: skip
+    job = Job.from_dict({**FULL_JOB, **said, **outputs})
+    assert job.to_dict() == FULL_JOB
+    assert job.id is None
+    nothing = {"inputs": {}, "artifacts": [], "notifications": [], "policies": {}, "outputFiles": [], "labels": {}}
+    task = {"image": "centos:7", "cmd": "hostname"}
+    assert Job.from_dict({"name": "a", "tasks": [task], "resources": {}, **nothing, **said}).tasks[0].command
+    workflow = {"name": "w", "jobs": [FULL_JOB], "labels": {"a": "b"}}
+    more = {"progress": {"total": 1, "done": 1, "failed": 0}, "factories": [], "dependencies": []}
+    assert Workflow.from_dict({**workflow, **said, **more}).to_dict() == workflow
+
+
+def test_what_says_where_in_clouds_to_run_is_passed_over() -> None:
+    noted: dict[str, Any] = {
+        "placement": {"requirements": {"sites": ["x"]}},
+        "preemptible": True,
+        "autoScalingType": None,
+    }
+    assert JobPolicies.from_dict({**noted, "priority": 2}) == JobPolicies(priority=2)
+    assert WorkflowPolicies.from_dict({**noted, "maximumRetries": None}) == WorkflowPolicies()
+    document = {"name": "w", "jobs": [FULL_JOB], "policies": noted}
+    checked = Checked(document)
+    assert checked.found == []
+    assert [note.partition(":")[0] for note in checked.notes] == ["policies.placement", "policies.preemptible"]
+
+
+def test_what_is_not_named_yet_goes_through_json() -> None:
+    first, last = Job(), Job()
+    made = Workflow()
+    made.jobs = [first, last]
+    made.dependencies = [Dependency(first, [last])]
+    made.factories = [Repeat(jobs=[first], number=2), Zip(parameters=[ParameterSet("x")])]
+    made.notifications = [Notification()]
+    assert Workflow.from_dict(made.to_dict()).to_dict() == made.to_dict()
 
 
 def test_workflow() -> None:

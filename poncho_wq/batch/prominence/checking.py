@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poncho_wq.batch.cycles import find_cycle
+from poncho_wq.batch.prominence import keys
+from poncho_wq.batch.prominence.keys import FACTORIES
 from poncho_wq.batch.prominence.sweeps import instances
 from poncho_wq.errors import SpecError
 from poncho_wq.specs.document import Place, kind, object_at
@@ -20,24 +22,6 @@ from poncho_wq.specs.document import Place, kind, object_at
 RUNTIMES = ("singularity", "udocker", "apptainer")
 MPI = ("openmpi", "intelmpi", "mpich")
 TYPES = ("basic", *MPI, "sidecar")
-# What each kind of factory is called, and was called once.
-FACTORIES = {"parameterSweep": "parameterSweep", "parametricSweep": "parameterSweep", "zip": "zip", "repeat": "repeat"}
-
-_JOB = (
-    "name", "labels", "tasks", "resources", "policies", "inputs", "artifacts", "outputFiles", "outputDirs",
-    "notifications",
-)  # fmt: skip
-_WORKFLOW = ("name", "labels", "jobs", "dependencies", "factories", "factory", "policies", "notifications")
-_TASK = ("image", "cmd", "env", "workdir", "procsPerNode", "type", "runtime")
-_RESOURCES = ("nodes", "cpus", "memory", "memoryPerCpu", "disk", "walltime")
-_JOB_POLICIES = (
-    "maximumTaskRetries", "maximumRetries", "maximumTimeInQueue", "priority", "leaveInQueue", "ignoreTaskFailures",
-    "ignoreTaskTailures", "runSerialTasksOnAllNodes", "reportJobSuccessOnTaskFailure",
-)  # fmt: skip
-# Where in PROMINENCE's clouds a job runs.
-_NOTED_POLICIES = ("placement", "autoScalingType", "preemptible")
-_FACTORY = ("name", "type", "jobs", "parameters", "parameterSets", "number")
-_HABITS = {"command": "cmd", "output_files": "outputFiles", "output_directories": "outputDirs", "input_files": "inputs"}
 
 
 class Checked:
@@ -65,10 +49,10 @@ class Checked:
     # -- a workflow
 
     def _workflow(self, place: Place, document: Any) -> None:
-        object_at(place, document, known=_WORKFLOW, hints=_HABITS)
+        object_at(place, document, known=keys.WORKFLOW, hints=keys.HABITS)
         self._try(_name, place.key("name"), document.get("name"))
         self._try(_labels, place.key("labels"), document.get("labels"))
-        self._try(_policies, place.key("policies"), document.get("policies"), ("maximumRetries", "leaveInQueue"))
+        self._try(self._policies, place.key("policies"), document.get("policies"), keys.WORKFLOW_POLICIES)
         self._try(_notifications, place.key("notifications"), document.get("notifications"))
         jobs = place.key("jobs")
         given = document["jobs"]
@@ -118,7 +102,7 @@ class Checked:
             self._try(self._factory, place.key("factories").item(position), factory, names, owner, position)
 
     def _factory(self, place: Place, given: Any, names: list[str], owner: dict[str, int], position: int) -> None:
-        object_at(place, given, known=_FACTORY)
+        object_at(place, given, known=keys.FACTORY)
         if given.get("type") not in FACTORIES:
             place.key("type").fail(f"expected one of {', '.join(FACTORIES)}, got {kind(given.get('type'))}")
         jobs = given.get("jobs")
@@ -137,13 +121,13 @@ class Checked:
     # -- a job
 
     def _job(self, place: Place, job: Any, of_workflow: bool) -> None:
-        object_at(place, job, known=_JOB, hints=_HABITS)
+        object_at(place, job, known=keys.JOB, hints=keys.HABITS)
         self._try(_name, place.key("name"), job.get("name"))
         if of_workflow and not job.get("name"):
             self._bad(place.key("name"), "all jobs of a workflow must have names")
         self._try(_labels, place.key("labels"), job.get("labels"))
         self._try(_resources, place.key("resources"), job.get("resources"))
-        self._try(self._job_policies, place.key("policies"), job.get("policies"))
+        self._try(self._policies, place.key("policies"), job.get("policies"), keys.JOB_POLICIES)
         self._try(_notifications, place.key("notifications"), job.get("notifications"))
         tasks = job.get("tasks")
         if not isinstance(tasks, list) or not tasks:
@@ -156,12 +140,12 @@ class Checked:
         self._try(_inputs, place.key("inputs"), job.get("inputs"))
         self._try(_artifacts, place.key("artifacts"), job.get("artifacts"))
 
-    def _job_policies(self, place: Place, given: Any) -> None:
+    def _policies(self, place: Place, given: Any, known: tuple[str, ...]) -> None:
         if isinstance(given, Mapping):
-            for key in _NOTED_POLICIES:
+            for key in keys.NOTED_POLICIES:
                 if given.get(key) is not None:
                     self.notes.append(f"{place.key(key).path}: says where in PROMINENCE's clouds to run; not used here")
-        _policies(place, given, (*_JOB_POLICIES, *_NOTED_POLICIES))
+        _policies(place, given, (*known, *keys.NOTED_POLICIES))
 
 
 def factories_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -212,7 +196,7 @@ def _above_zero(place: Place, value: Any) -> None:
 def _resources(place: Place, given: Any) -> None:
     if given is None:
         return
-    object_at(place, given, known=_RESOURCES)
+    object_at(place, given, known=keys.RESOURCES)
     nodes = given.get("nodes", 1)
     _whole(place.key("nodes"), nodes, 1)
     if nodes > 1:
@@ -224,7 +208,7 @@ def _resources(place: Place, given: Any) -> None:
 
 
 def _task(place: Place, task: Any, resources: Mapping[str, Any]) -> None:
-    object_at(place, task, known=_TASK, hints=_HABITS)
+    object_at(place, task, known=keys.TASK, hints=keys.HABITS)
     image = task.get("image")
     if image is not None and not isinstance(image, str | Mapping):
         place.key("image").fail(f"expected an environment or the name of a container image, got {kind(image)}")
@@ -273,7 +257,7 @@ def _policies(place: Place, given: Any, known: tuple[str, ...]) -> None:
 def _notifications(place: Place, given: Any) -> None:
     for position, each in enumerate(_list(place, given)):
         here = place.item(position)
-        object_at(here, each, known=("event", "type"))
+        object_at(here, each, known=keys.NOTIFICATION)
         if each.get("event") not in ("jobFinished", "workflowFinished"):
             here.key("event").fail(f"expected jobFinished or workflowFinished, got {kind(each.get('event'))}")
         if each.get("type") != "email":
@@ -297,7 +281,7 @@ def _strings(place: Place, given: Any) -> None:
 def _inputs(place: Place, given: Any) -> None:
     for position, each in enumerate(_list(place, given)):
         here = place.item(position)
-        object_at(here, each, known=("filename", "content"))
+        object_at(here, each, known=keys.INPUT)
         if not isinstance(each.get("filename"), str):
             here.fail("each input must contain a filename")
         if not isinstance(each.get("content"), str):
@@ -311,7 +295,7 @@ def _inputs(place: Place, given: Any) -> None:
 def _artifacts(place: Place, given: Any) -> None:
     for position, each in enumerate(_list(place, given)):
         here = place.item(position)
-        object_at(here, each, known=("url", "mountpoint"))
+        object_at(here, each, known=keys.ARTIFACT)
         if not isinstance(each.get("url"), str) or not each["url"]:
             here.fail("an artifact must contain a URL")
         mount = each.get("mountpoint")

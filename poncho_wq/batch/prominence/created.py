@@ -46,7 +46,10 @@ class Created:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """A new one from PROMINENCE's JSON."""
+        """A new one from PROMINENCE's JSON, the user's or a server's: what that adds (its id, status …) is passed over.
+
+        Raises ``SpecError`` for any other key that PROMINENCE does not have there, with its place.
+        """
         made = cls()
         made._describe(document)
         return made

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from poncho_wq.batch.prominence import keys
+from poncho_wq.specs.document import kind, one_of, required_at
+
 
 @dataclass(slots=True)
 class Dependency:
@@ -46,8 +49,10 @@ class ParameterSet:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ParameterSet:
-        """From PROMINENCE's JSON.  Raises ``TypeError`` for a key that it does not have, or without ``name``."""
-        return cls(**dict(document))
+        """From PROMINENCE's JSON.  Raises ``SpecError`` for a key that it does not have, or without ``name``."""
+        given = keys.fields(document, keys.PARAMETER)
+        required_at(keys.TOP, given, "name")
+        return cls(**given)
 
 
 @dataclass(slots=True)
@@ -66,13 +71,25 @@ class Factory:
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> Factory:
-        """The factory of the ``type`` that is named."""
-        cls = next(each for each, kind in _TYPES.items() if kind == document["type"])
-        made = cls(name=document.get("name"), jobs=list(document["jobs"]))
+        """The factory of the ``type`` that is named: ``parameterSweep``, ``zip`` or ``repeat``.
+
+        What PROMINENCE once wrote is read too: ``parametricSweep``, and ``parameterSets`` for ``parameters``.
+        Raises ``SpecError`` for another type or key, and without what the type needs.
+        """
+        given = keys.fields(document, keys.FACTORY)
+        name = required_at(keys.TOP, given, "type")
+        known = keys.FACTORIES.get(name) if isinstance(name, str) else None
+        if known is None:
+            keys.TOP.key("type").fail(f"expected {one_of(tuple(_TYPES.values()))}, got {kind(name)}")
+        made = next(each for each, called in _TYPES.items() if called == known)(name=given.get("name"))
+        made.jobs = [*keys.names_at(keys.TOP.key("jobs"), given.get("jobs"))]
         if isinstance(made, Repeat):
-            made.number = document["number"]
+            number: Any = required_at(keys.TOP, given, "number")
+            made.number = number
         elif isinstance(made, ParameterSweep | Zip):
-            made.parameters = [ParameterSet.from_dict(each) for each in document["parameters"]]
+            older = "parameterSets" in given and "parameters" not in given
+            required_at(keys.TOP, given, "parameterSets" if older else "parameters")
+            made.parameters = keys.each_of(given, "parameterSets" if older else "parameters", ParameterSet.from_dict)
         return made
 
 

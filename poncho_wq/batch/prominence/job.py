@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from poncho_wq.batch.model import State
+from poncho_wq.batch.prominence import keys
 from poncho_wq.batch.prominence.created import Created
 from poncho_wq.batch.prominence.parts import Artifact, InputFile, JobPolicies, Notification, Resources, Task
 from poncho_wq.errors import EngineError
+from poncho_wq.specs.document import object_at
 
 # What PROMINENCE calls our states; a job that never ran because one before it did not complete has failed with it.
 STATUS = {
@@ -161,17 +163,19 @@ class Job(Created):
         return {**found, **{key: value for key, value in more.items() if value}}
 
     def _describe(self, document: Mapping[str, Any]) -> None:
-        get = document.get
-        self.name = get("name") or ""
-        self.labels = dict(get("labels") or {})
-        self.resources = Resources.from_dict(get("resources") or {})
-        self.tasks = [Task.from_dict(each) for each in get("tasks") or ()]
-        self.input_files = [InputFile.from_dict(each) for each in get("inputs") or ()]
-        self.artifacts = [Artifact.from_dict(each) for each in get("artifacts") or ()]
-        self.output_files = list(get("outputFiles") or ())
-        self.output_directories = list(get("outputDirs") or ())
-        self.policies = JobPolicies.from_dict(get("policies") or {})
-        self.notifications = [Notification.from_dict(each) for each in get("notifications") or ()]
+        given = keys.description(document, keys.JOB)
+        self.name = given.get("name") or ""
+        self.labels = dict(object_at(keys.TOP.key("labels"), given.get("labels") or {}))
+        with keys.within(keys.TOP.key("resources")):
+            self.resources = Resources.from_dict(given.get("resources") or {})
+        self.tasks = keys.each_of(given, "tasks", Task.from_dict)
+        self.input_files = keys.each_of(given, "inputs", InputFile.from_dict)
+        self.artifacts = keys.each_of(given, "artifacts", Artifact.from_dict)
+        self.output_files = keys.each_of(given, "outputFiles", _output_name)
+        self.output_directories = keys.each_of(given, "outputDirs", _output_name)
+        with keys.within(keys.TOP.key("policies")):
+            self.policies = JobPolicies.from_dict(given.get("policies") or {})
+        self.notifications = keys.each_of(given, "notifications", Notification.from_dict)
 
     def _record(self) -> Any:
         from poncho_wq.batch.prominence import client
@@ -184,6 +188,11 @@ class Job(Created):
         if node != 0:
             raise EngineError(f"node {node}: a Work Queue job runs on one worker, which is node 0")
         return client.output(self._number(), name).decode(errors="replace")
+
+
+def _output_name(given: Any) -> Any:
+    """An output as it was asked for; a server says its name, and where it is."""
+    return given["name"] if isinstance(given, Mapping) and "name" in given else given
 
 
 def set_id(job: Job, number: int | None) -> None:

@@ -1,8 +1,8 @@
 """What jobs and workflows are made of, as PROMINENCE's Python client has it.
 
 Every class has ``to_dict()``, which returns PROMINENCE's JSON (what is at its default is mostly left out), and
-``from_dict()``, which reads it.  Plain values: nothing is checked before a job or workflow is created.  A misspelt
-property is an ``AttributeError``.
+``from_dict()``, which reads it.  Plain values: they are not checked before a job or workflow is created.  A misspelt
+property is an ``AttributeError``, a misspelt key a ``SpecError`` that says what it could have been.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from poncho_wq.batch.prominence import keys
+from poncho_wq.batch.prominence.keys import TOP, fields
+from poncho_wq.specs.document import object_at, required_at
 
 
 @dataclass(slots=True)
@@ -45,11 +49,11 @@ class Task:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Task:
-        """From PROMINENCE's JSON; keys that a task does not have are passed over."""
-        get = document.get
+        """From PROMINENCE's JSON.  Raises ``SpecError`` for a key that a task does not have."""
+        get = fields(document, keys.TASK).get
         return cls(
             image=get("image"), runtime=get("runtime"), command=get("cmd"), type=get("type"), workdir=get("workdir"),
-            env=dict(get("env") or {}), procs_per_node=get("procsPerNode"),
+            env=dict(object_at(TOP.key("env"), get("env") or {})), procs_per_node=get("procsPerNode"),
         )  # fmt: skip
 
 
@@ -88,9 +92,10 @@ class Resources:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Resources:
-        """From PROMINENCE's JSON; null is the default.  Raises ``TypeError`` for a key that resources do not have."""
-        keys = {"memoryPerCpu": "memory_per_cpu"}
-        return cls(**{keys.get(key, key): value for key, value in document.items() if value is not None})
+        """From PROMINENCE's JSON; null is the default.  Raises ``SpecError`` for a key that resources do not have."""
+        names = {"memoryPerCpu": "memory_per_cpu"}
+        given = fields(document, keys.RESOURCES)
+        return cls(**{names.get(key, key): value for key, value in given.items() if value is not None})
 
 
 @dataclass(slots=True)
@@ -121,9 +126,11 @@ class Artifact:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Artifact:
-        """From PROMINENCE's JSON.  Raises ``KeyError`` without ``url``."""
-        directory, _, mount = str(document.get("mountpoint") or "").partition(":")
-        return cls(document["url"], directory or None, mount or None)
+        """From PROMINENCE's JSON.  Raises ``SpecError`` without ``url``, and for a key that it does not have."""
+        given = fields(document, keys.ARTIFACT)
+        directory, _, mount = str(given.get("mountpoint") or "").partition(":")
+        url: Any = required_at(TOP, given, "url")
+        return cls(url, directory or None, mount or None)
 
 
 @dataclass(slots=True)
@@ -144,8 +151,17 @@ class InputFile:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> InputFile:
-        """From PROMINENCE's JSON, the content as bytes.  Raises ``KeyError``, and ``ValueError`` for bad base64."""
-        return cls(document["filename"], base64.b64decode(document["content"]))
+        """From PROMINENCE's JSON, the content as bytes.
+
+        Raises ``SpecError`` without one of its two keys or with another, and for what is not base64.
+        """
+        given = fields(document, keys.INPUT)
+        name: Any = required_at(TOP, given, "filename")
+        content: Any = required_at(TOP, given, "content")
+        try:
+            return cls(name, base64.b64decode(content))
+        except (ValueError, TypeError):
+            TOP.key("content").fail("is not base64")
 
 
 @dataclass(slots=True)
@@ -170,11 +186,15 @@ class JobPolicies:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> JobPolicies:
-        """From PROMINENCE's JSON; null and keys of other policies (``placement`` …) are passed over."""
+        """From PROMINENCE's JSON; null, and what says where in its clouds to run (``placement`` …), is passed over.
+
+        Raises ``SpecError`` for any other key.
+        """
         names = {key: name for name, key in _JOB_POLICIES.items()}
         # The client wrote it like this.
         names["ignoreTaskTailures"] = "ignore_task_failures"
-        return cls(**{names[key]: value for key, value in document.items() if key in names and value is not None})
+        given = fields(document, (*keys.JOB_POLICIES, *keys.NOTED_POLICIES))
+        return cls(**{names[key]: value for key, value in given.items() if key in names and value is not None})
 
 
 @dataclass(slots=True)
@@ -190,9 +210,13 @@ class WorkflowPolicies:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkflowPolicies:
-        """From PROMINENCE's JSON; null and keys of other policies are passed over."""
+        """From PROMINENCE's JSON; null, and what says where in its clouds to run (``placement``), is passed over.
+
+        Raises ``SpecError`` for any other key.
+        """
         names = {key: name for name, key in _WORKFLOW_POLICIES.items()}
-        return cls(**{names[key]: value for key, value in document.items() if key in names and value is not None})
+        given = fields(document, (*keys.WORKFLOW_POLICIES, *keys.NOTED_POLICIES))
+        return cls(**{names[key]: value for key, value in given.items() if key in names and value is not None})
 
 
 _WORKFLOW_POLICIES = {"maximum_retries": "maximumRetries", "leave_in_queue": "leaveInQueue"}
@@ -204,10 +228,11 @@ _JOB_POLICIES = {
 }  # fmt: skip
 
 
-def _changed(policies: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+def _changed(policies: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """What is not at its default."""
     new = type(policies)()
-    return {key: getattr(policies, name) for name, key in keys.items() if getattr(policies, name) != getattr(new, name)}
+    changed = [name for name in names if getattr(policies, name) != getattr(new, name)]
+    return {names[name]: getattr(policies, name) for name in changed}
 
 
 @dataclass(slots=True)
@@ -223,5 +248,6 @@ class Notification:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Notification:
-        """From PROMINENCE's JSON; what is not in it is None."""
-        return cls(document.get("event"), document.get("type"))
+        """From PROMINENCE's JSON; what is not in it is None.  Raises ``SpecError`` for a key that it does not have."""
+        given = fields(document, keys.NOTIFICATION)
+        return cls(given.get("event"), given.get("type"))

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from poncho_wq.batch.model import State
+from poncho_wq.batch.prominence import keys
 from poncho_wq.batch.prominence.created import Created
 from poncho_wq.batch.prominence.factories import Dependency, Factory
 from poncho_wq.batch.prominence.job import Job, set_id
 from poncho_wq.batch.prominence.parts import Notification, WorkflowPolicies
 from poncho_wq.errors import EngineError
+from poncho_wq.specs.document import object_at
 
 
 class Workflow(Created):
@@ -114,18 +116,31 @@ class Workflow(Created):
         return {**found, **{key: value for key, value in more.items() if value}}
 
     def _describe(self, document: Mapping[str, Any]) -> None:
-        from poncho_wq.batch.prominence.checking import factories_of
-
-        get = document.get
-        self.name = get("name") or ""
-        self.labels = dict(get("labels") or {})
-        self.jobs = [Job.from_dict(each) for each in get("jobs") or ()]
+        given = keys.description(document, keys.WORKFLOW)
+        self.name = given.get("name") or ""
+        self.labels = dict(object_at(keys.TOP.key("labels"), given.get("labels") or {}))
+        self.jobs = keys.each_of(given, "jobs", Job.from_dict)
+        place = keys.TOP.key("dependencies")
         self.dependencies = [
-            Dependency(parent, list(children)) for parent, children in (get("dependencies") or {}).items()
+            Dependency(parent, [*keys.names_at(place.key(parent), children)])
+            for parent, children in object_at(place, given.get("dependencies") or {}).items()
         ]
-        self.factories = [Factory.from_dict(each) for each in factories_of(document)]
-        self.policies = WorkflowPolicies.from_dict(get("policies") or {})
-        self.notifications = [Notification.from_dict(each) for each in get("notifications") or ()]
+        self.factories = keys.each_of(given, "factories", Factory.from_dict)
+        if given.get("factory") is not None:
+            self.factories.append(self._older_factory(given["factory"]))
+        with keys.within(keys.TOP.key("policies")):
+            self.policies = WorkflowPolicies.from_dict(given.get("policies") or {})
+        self.notifications = keys.each_of(given, "notifications", Notification.from_dict)
+
+    def _older_factory(self, document: Any) -> Factory:
+        """The one that makes instances of all jobs."""
+        place = keys.TOP.key("factory")
+        if self.factories:
+            place.fail("is the older form of factories: give one of the two")
+        with keys.within(place):
+            made = Factory.from_dict(document)
+        made.jobs = [job.name for job in self.jobs]
+        return made
 
     def _is(self, number: int, jobs: Mapping[str, int]) -> None:
         """It has been created; those of its jobs that no factory makes instances of are jobs by themselves."""
