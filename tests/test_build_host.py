@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from poncho_wq.build import Prefix, builder_for, elf
-from poncho_wq.build.host import HostBuilder, check_glibc, group_files, list_files
+from poncho_wq.build.host import HostBuilder, check_glibc, group_files, highest_glibc, list_files
 from poncho_wq.build.interpreter import Interpreter
 from poncho_wq.build.libraries import stays_behind
 from poncho_wq.errors import BuildError, SpecError
@@ -313,6 +313,16 @@ def test_the_c_library_needed_is_the_highest_that_any_binary_asks_for(small: Pre
     assert small.glibc == ".".join(map(str, max(asked)))
 
 
+def test_what_was_read_before_is_not_asked_again_and_changes_nothing(small: Prefix) -> None:
+    files = list_files(small.path)
+    binaries = dict(elf.among(small.path, files))
+    everything = highest_glibc(small.path)
+    assert everything is not None
+    assert highest_glibc(small.path, files, binaries) == highest_glibc(small.path, [], binaries) == everything
+    for name in binaries:
+        assert highest_glibc(small.path, files, {name: binaries[name]}) == everything
+
+
 def test_an_interpreter_for_a_newer_c_library_is_refused(tmp_path: Path, only_wheels: None) -> None:
     with pytest.raises(
         BuildError, match=r"Python 3\.\d+.* needs glibc 2\.\d+, and the specification allows 2\.17"
@@ -497,9 +507,9 @@ def test_the_interpreter_s_group_is_the_same_with_and_without_packages(tmp_path:
     (tmp_path / "bin/python3").write_text("")
     of_interpreter = list_files(tmp_path)
     assert of_interpreter == ["bin/python3", f"{site}/"]
-    without = group_files(RUNNING, tmp_path, of_interpreter, [])
+    without = group_files(RUNNING, list_files(tmp_path), of_interpreter, [])
     (tmp_path / site / "x.py").write_text("")
-    with_one = group_files(RUNNING, tmp_path, of_interpreter, [])
+    with_one = group_files(RUNNING, list_files(tmp_path), of_interpreter, [])
     assert [(group.kind, group.files) for group in without] == [
         ("interpreter", ("bin/python3",)), ("other", (f"{site}/",)),
     ]  # fmt: skip

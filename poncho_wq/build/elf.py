@@ -48,6 +48,8 @@ _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH, _DT_VERNEED, _DT_VERNEEDNUM = 1, 5, 15, 29, 0x6FFFFFFE, 0x6FFFFFFF
 _SHF_ALLOC, _SHF_INFO_LINK, _SHT_NOBITS, _SHT_STRTAB = 2, 0x40, 8, 3
 _SECTION = struct.Struct("<IIQQQQIIQQ")
+# What a damaged file ends in.
+_UNREADABLE = (OSError, struct.error, ValueError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def read(path: Path) -> Elf:
             if data[:6] != _MAGIC:
                 raise BuildError(f"{path.name} is not a 64-bit ELF file")
             return _facts(data)
-    except (OSError, struct.error, ValueError, IndexError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise BuildError(f"cannot read the binary {path.name}: {error}") from error
 
 
@@ -96,22 +98,39 @@ def scan(root: Path) -> Iterator[tuple[Path, Elf]]:
     """The ELF files below ``root`` with their facts, in order of their paths, without those that are damaged."""
     for directory, subdirectories, files in os.walk(root):
         subdirectories.sort()
-        # Told by name before there is a Path: making ten thousand of those takes longer than reading the binaries.
-        yield from among(Path(directory, name) for name in sorted(files) if os.path.splitext(name)[1] not in _NEVER_ELF)
+        for name, facts in among(directory, sorted(files)):
+            yield Path(directory, name), facts
 
 
-def among(files: Iterable[Path]) -> Iterator[tuple[Path, Elf]]:
-    """Those of ``files`` that are ELF files, with their facts, without those that are damaged.
+def among(root: str | Path, names: Iterable[str]) -> Iterator[tuple[str, Elf]]:
+    """Those of ``names``, files in ``root``, that are ELF files, with their facts, without those that are damaged.
 
     Symbolic links are not followed.  Files are told by their names first, since most are text.
     """
-    for path in files:
-        if path.suffix in _NEVER_ELF or path.is_symlink() or not is_elf(path):
+    for name in names:
+        # No Path, and one open: ten thousand of those, and looking twice, take longer than reading the binaries.
+        if os.path.splitext(name)[1] in _NEVER_ELF:
             continue
-        try:
-            yield path, read(path)
-        except BuildError:
-            continue  # a package's test data; the loader will not be asked to load it
+        facts = _facts_of(f"{root}/{name}")
+        if facts is not None:
+            yield name, facts
+
+
+def _facts_of(path: str) -> Elf | None:
+    """None where it is no ELF file, a link, or damaged (a package's test data: no loader will be asked to load it)."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if os.read(file, len(_MAGIC)) != _MAGIC:
+            return None
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
+            return _facts(data)
+    except _UNREADABLE:
+        return None
+    finally:
+        os.close(file)
 
 
 def parse_glibc(symbol: str) -> tuple[int, ...] | None:

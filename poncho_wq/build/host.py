@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,20 +86,21 @@ class HostBuilder:
         on_progress(Progress(stage="install", detail=f"Python {python.version}"))
         copy_interpreter(python, prefix, os.environ)
         of_interpreter = list_files(prefix)
-        check_glibc(spec.glibc, highest_glibc(prefix), what=f"Python {python.version} of this machine")
+        check_glibc(spec.glibc, highest_glibc(prefix, of_interpreter), what=f"Python {python.version} of this machine")
 
         self._install(spec, lock, prefix, on_progress)
         private = [self._uv().cache, Path(tempfile.gettempdir())]
-        installed = settle_packages(python, prefix, os.environ, private=private)
+        installed, facts = settle_packages(python, prefix, os.environ, private=private)
 
-        highest = highest_glibc(prefix)
+        files = list_files(prefix)
+        highest = highest_glibc(prefix, files, facts)
         check_glibc(spec.glibc, highest, what="a package")
         return Prefix(
             path=prefix,
             python=python.version,
             platform=host_platform(),
             glibc=None if highest is None else highest[0],
-            groups=group_files(python, prefix, of_interpreter, installed),
+            groups=group_files(python, files, of_interpreter, installed),
             certificates=_certificates(python, prefix),
         )
 
@@ -200,13 +201,13 @@ def list_files(prefix: Path) -> list[str]:
 
 
 def group_files(
-    python: Interpreter, prefix: Path, of_interpreter: list[str], installed: list[Distribution]
+    python: Interpreter, files: Iterable[str], of_interpreter: Iterable[str], installed: Iterable[Distribution]
 ) -> tuple[FileGroup, ...]:
-    """Each file of ``prefix`` in the group of the distribution that lists it, of the interpreter, or of neither."""
-    left = set(list_files(prefix))
+    """Each of ``files`` in the group of the distribution that lists it, of the interpreter, or of neither."""
+    left = set(files)
     groups = []
     for distribution in installed:
-        mine = left.intersection(distribution.files)
+        mine = distribution.among(left)
         left -= mine
         groups.append(
             FileGroup(name=distribution.name, version=distribution.version, kind="pip", files=tuple(sorted(mine)))
@@ -219,12 +220,24 @@ def group_files(
     return tuple(groups)
 
 
-def highest_glibc(prefix: Path) -> tuple[str, str] | None:
-    """The highest glibc that any binary in ``prefix`` for this machine asks for, and that binary; None if none does."""
+def highest_glibc(
+    prefix: Path, files: Iterable[str] | None = None, known: Mapping[str, elf.Elf] | None = None
+) -> tuple[str, str] | None:
+    """The highest glibc that any binary in ``prefix`` for this machine asks for, and that binary; None if none does.
+
+    ``files`` are all that it holds, when that is known; of some, ``known`` has what was read before.  What is done to
+    binaries here changes where they look for libraries, and never which of glibc they ask for.
+    """
+    known = known or {}
+    names = list_files(prefix) if files is None else files
+    read = elf.among(prefix, (name for name in names if name not in known and not name.endswith("/")))
     highest: tuple[tuple[int, ...], str] | None = None
-    for path, facts in elf.scan(prefix):
-        if facts.glibc and facts.for_this_machine and (highest is None or facts.glibc > highest[0]):
-            highest = (facts.glibc, os.path.relpath(path, prefix))
+    for name, facts in (*known.items(), *read):
+        if not facts.glibc or not facts.for_this_machine:
+            continue
+        # Of several, the first by name: which one is told must not depend on what was known.
+        if highest is None or facts.glibc > highest[0] or (facts.glibc == highest[0] and name < highest[1]):
+            highest = (facts.glibc, name)
     return None if highest is None else (".".join(map(str, highest[0])), highest[1])
 
 

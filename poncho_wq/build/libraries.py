@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ _NODE = re.compile(
 _ORIGIN = re.compile(r"\$(?:ORIGIN|\{ORIGIN\})")
 
 
+@functools.cache
 def stays_behind(soname: str) -> bool:
     """Whether a library of this name is the worker's own and never brought: the C library, drivers, fabrics, MPI."""
     return bool(_C_LIBRARY.fullmatch(soname) or _NODE.fullmatch(soname))

@@ -29,18 +29,20 @@ _LARGEST_TEXT = 4 << 20
 
 def settle_packages(
     python: Interpreter, prefix: Path, environment: Mapping[str, str], *, private: Sequence[Path]
-) -> list[Distribution]:
+) -> tuple[list[Distribution], dict[str, elf.Elf]]:
     """Make what uv installed in ``prefix`` portable; ``private`` are directories that must not be named.
 
-    Returns the distributions, their RECORDs true again.  Raises ``BuildError``.
+    Returns the distributions, their RECORDs true again, and the facts of their binaries by name.  Raises
+    ``BuildError``.
     """
     (prefix / ".lock").unlink(missing_ok=True)  # uv's
     site_packages = prefix / "lib" / python.library / "site-packages"
-    for directory in sorted(prefix.rglob("__pycache__")):
-        shutil.rmtree(directory)  # packing compiles, reproducibly
+    for directory, subdirectories, _files in os.walk(prefix):
+        if "__pycache__" in subdirectories:
+            shutil.rmtree(os.path.join(directory, "__pycache__"))  # packing compiles, reproducibly
+            subdirectories.remove("__pycache__")
     installed = distributions(site_packages, prefix)
-    settle_distributions(python, prefix, installed, environment, private=private)
-    return installed
+    return installed, settle_distributions(python, prefix, installed, environment, private=private)
 
 
 def settle_distributions(
@@ -50,18 +52,19 @@ def settle_distributions(
     environment: Mapping[str, str],
     *,
     private: Sequence[Path],
-) -> None:
-    """The same for some of the distributions in ``prefix``; others are left as they are."""
+) -> dict[str, elf.Elf]:
+    """The same for some of the distributions in ``prefix``; others are left as they are.  Returns the facts."""
     owners = {name: distribution for distribution in installed for name in distribution.files}
     neutral = Neutral([python.prefix, python.exec_prefix, prefix, *private], home=home_directory())
     _settle_scripts(python, prefix, owners)
-    _bring_libraries(python, prefix, environment, owners)
+    facts = _bring_libraries(python, prefix, environment, owners)
     for distribution in installed:
         if distribution.built_here:
             _make_neutral(distribution, prefix, neutral)  # after their libraries were found by the paths that go now
         settle_metadata(distribution)
         distribution.forget_missing()
         distribution.save()
+    return facts
 
 
 def settle_metadata(distribution: Distribution) -> None:
@@ -119,28 +122,33 @@ def _make_neutral(distribution: Distribution, prefix: Path, neutral: Neutral) ->
 
 def _bring_libraries(
     python: Interpreter, prefix: Path, environment: Mapping[str, str], owners: Mapping[str, Distribution]
-) -> None:
+) -> dict[str, elf.Elf]:
     """Copy to ``lib/`` what extension modules need, that is found on this machine and not in the prefix.
 
     That is libstdc++ and libgcc_s for most: the rules for wheels count on every machine having them, and on them being
     new enough; and whatever a package that was compiled here is linked with.
+
+    Returns the facts of the packages' binaries, by their names.
     """
     library = prefix / "lib"
     program = elf.read(python.executable)
     loader = Loader(python.executable, program, environment, first=[library])
-    for path, facts in elf.among(prefix / name for name in sorted(owners)):
+    facts_of = {}
+    for name, facts in elf.among(prefix, sorted(owners)):
+        facts_of[name] = facts
         if facts.machine != program.machine:
             continue
-        owner = owners[os.path.relpath(path, prefix)]
-        missing = [name for name in facts.needed if not stays_behind(name) and not _finds(path, facts, name)]
-        if not all((library / name).exists() for name in missing):
-            outside = {name: file for name, file in loader.resolve(path).items() if not _is_below(file, prefix)}
+        path = prefix / name
+        missing = [each for each in facts.needed if not stays_behind(each) and not _finds(path, facts, each)]
+        if not all(os.path.exists(f"{library}/{each}") for each in missing):
+            outside = {each: file for each, file in loader.resolve(path).items() if not _is_below(file, prefix)}
             take_libraries(outside, library)
         # What a library with DT_RUNPATH needs is looked up there alone; with DT_RPATH, in the program's as well.
-        if facts.runpath and any((library / name).exists() for name in missing):
+        if facts.runpath and any(os.path.exists(f"{library}/{each}") for each in missing):
             replace_file(path, path.read_bytes())
             set_run_path([path], ":".join(facts.runpath))
-            owner.changed(path)
+            owners[name].changed(path)
+    return facts_of
 
 
 def _is_below(file: Path, directory: Path) -> bool:
@@ -150,4 +158,4 @@ def _is_below(file: Path, directory: Path) -> bool:
 def _finds(path: Path, facts: elf.Elf, soname: str) -> bool:
     """Whether the run path of ``path`` leads to ``soname``, and will do so elsewhere."""
     inside = filter(starts_at_origin, (*facts.rpath, *facts.runpath))
-    return any(Path(expand_origin(part, path), soname).exists() for part in inside)
+    return any(os.path.exists(f"{expand_origin(part, path)}/{soname}") for part in inside)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -28,15 +29,34 @@ class Distribution:
         self.name, self.version = named(info)
         self.info = info
         self.prefix = prefix
+        self._root = os.fspath(prefix)
+        self._base = os.path.relpath(info.parent, prefix)
         self._rows = {self._relative(row[0]): row[1:] for row in _read(info / "RECORD") if row}
         self._changed = False
 
     def _relative(self, recorded: str) -> str:
+        # Nearly all are plain, and there are ten thousand: resolving each would take longer than installing them.
+        if _is_plain(recorded):
+            return f"{self._base}/{recorded}"
         return os.path.relpath(os.path.join(self.info.parent, recorded), self.prefix)
+
+    def _recorded(self, name: str) -> str:
+        """The other way round."""
+        base = f"{self._base}/"
+        if name.startswith(base):
+            return name[len(base) :]
+        return os.path.relpath(os.path.join(self.prefix, name), self.info.parent)
 
     @property
     def files(self) -> list[str]:
-        return sorted(name for name in self._rows if not name.startswith("..") and os.path.lexists(self.prefix / name))
+        return sorted(name for name in self._rows if not name.startswith("..") and self._exists(name))
+
+    def among(self, names: AbstractSet[str]) -> set[str]:
+        """Which of ``names``, files that exist, are files of this distribution."""
+        return {name for name in self._rows if name in names}
+
+    def _exists(self, name: str) -> bool:
+        return os.path.lexists(f"{self._root}/{name}")
 
     @property
     def built_here(self) -> bool:
@@ -61,7 +81,7 @@ class Distribution:
 
     def forget_missing(self) -> None:
         """Drop the rows of files that are gone."""
-        gone = [name for name in self._rows if not os.path.lexists(self.prefix / name)]
+        gone = [name for name in self._rows if not self._exists(name)]
         for name in gone:
             del self._rows[name]
             self._changed = True
@@ -73,9 +93,17 @@ class Distribution:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for name, row in sorted(self._rows.items()):
-            writer.writerow([os.path.relpath(self.prefix / name, self.info.parent), *row])
+            writer.writerow([self._recorded(name), *row])
         replace_file(self.info / "RECORD", text.getvalue().encode("utf-8"))
         self._changed = False
+
+
+def _is_plain(recorded: str) -> bool:
+    """Whether a recorded path is one below the directory that it is relative to, written in the one usual way."""
+    return not (
+        recorded.startswith("/") or "//" in recorded or "./" in recorded or recorded.endswith(("/", "/.", "/.."))
+        or recorded in ("", ".", "..")
+    )  # fmt: skip
 
 
 def named(info: Path) -> tuple[str, str]:
