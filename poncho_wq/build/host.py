@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poncho_wq.build import FileGroup, Prefix, elf
 from poncho_wq.build.interpreter import Interpreter, installed_versions
+from poncho_wq.build.interpreters import Interpreters, Sought
 from poncho_wq.build.packages import settle_packages
 from poncho_wq.build.records import Distribution
-from poncho_wq.build.stdlib import copy_interpreter, run_copy
 from poncho_wq.build.uv import Uv
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
@@ -44,6 +45,7 @@ class HostBuilder:
         self._python = python or Interpreter.running()
         self._offline = offline
         self._cache_root = cache_root
+        self._sought: Sought | None = None
 
     def interpreter(self) -> str:
         return self._python.identity
@@ -62,7 +64,9 @@ class HostBuilder:
         )
 
     def _solve(self, spec: EnvSpec, on_progress: OnProgress) -> tuple[LockedPackage, ...]:
-        with _work_directory() as work:
+        # What is built next wants a copy of the interpreter; whether there is one is known before uv has answered.
+        with ThreadPoolExecutor(1, thread_name_prefix="poncho-seek") as pool, _work_directory() as work:
+            seeking = pool.submit(self._interpreters().seek, self._python, os.environ)
             solved = self._uv(on_progress).compile(
                 spec.pip,
                 preferred=installed_versions(),
@@ -71,6 +75,8 @@ class HostBuilder:
                 platform=host_platform(),
                 work=work,
             )
+            with suppress(OSError, BuildError):  # building says what is wrong with it
+                self._sought = seeking.result()
         return packages_from_pylock(solved)
 
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
@@ -84,7 +90,8 @@ class HostBuilder:
     def _build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         python = self._python
         on_progress(Progress(stage="install", detail=f"Python {python.version}"))
-        copy_interpreter(python, prefix, os.environ)
+        sought, self._sought = self._sought, None
+        certificates = self._interpreters().place(python, prefix, os.environ, sought)
         of_interpreter = list_files(prefix)
         check_glibc(spec.glibc, highest_glibc(prefix, of_interpreter), what=f"Python {python.version} of this machine")
 
@@ -101,7 +108,7 @@ class HostBuilder:
             platform=host_platform(),
             glibc=None if highest is None else highest[0],
             groups=group_files(python, files, of_interpreter, installed),
-            certificates=_certificates(python, prefix),
+            certificates=certificates,
         )
 
     def _install(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
@@ -123,15 +130,20 @@ class HostBuilder:
             Progress(stage="install", detail=_count(total, "package"), done=total, total=total, unit="packages")
         )
 
-    def _uv(self, on_progress: OnProgress = silent) -> Uv:
-        root = self._cache_root
-        if root is None:
-            from poncho_wq.cache import default_root
+    def _root(self) -> Path:
+        if self._cache_root is not None:
+            return self._cache_root
+        from poncho_wq.cache import default_root
 
-            root = default_root()
+        return default_root()
+
+    def _interpreters(self) -> Interpreters:
+        return Interpreters(self._root())
+
+    def _uv(self, on_progress: OnProgress = silent) -> Uv:
         given = os.environ if self._environment is None else self._environment
         environment = {**given, "UV_OFFLINE": "1"} if self._offline else given
-        return Uv(cache=root / "uv", environment=environment, on_progress=on_progress)
+        return Uv(cache=self._root() / "uv", environment=environment, on_progress=on_progress)
 
     def _check_python(self, spec: EnvSpec) -> None:
         have = self._python.version
@@ -150,15 +162,6 @@ class HostBuilder:
                 f"the lock is for Python {lock.python} on {lock.platform}, and this is Python {mine[0]} on {mine[1]}",
                 advice="build it with the Python that it was locked for, or lock the environment again",
             )
-
-
-def _certificates(python: Interpreter, prefix: Path) -> tuple[str, ...]:
-    """Where the OpenSSL of the copied interpreter looks for certificates: fixed when it was compiled."""
-    code = (
-        "try:\n    import ssl\nexcept ImportError:\n    raise SystemExit\n"
-        "paths = ssl.get_default_verify_paths()\nprint(paths.openssl_cafile, paths.openssl_capath, sep='\\n')"
-    )
-    return tuple(run_copy(python, prefix, code).splitlines())
 
 
 def requirement_line(package: LockedPackage, spec: EnvSpec) -> str:

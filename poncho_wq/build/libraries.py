@@ -49,6 +49,8 @@ class Loader:
         search = [*map(str, first), *own, *told]
         if search:
             self._environment["LD_LIBRARY_PATH"] = ":".join(search)
+        self.asked: dict[Path, dict[str, Path]] = {}
+        """What ``resolve`` has said, by file."""
 
     def resolve(self, file: Path) -> dict[str, Path]:
         """soname → file for everything that ``file`` needs, directly or not.
@@ -66,6 +68,7 @@ class Loader:
             target, _, _address = rest.rpartition(" (")
             if arrow and target.startswith("/"):
                 found.setdefault(name, Path(target))
+        self.asked[file] = found
         return found
 
 

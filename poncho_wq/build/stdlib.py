@@ -32,11 +32,11 @@ _FILE_NOT_TAKEN = re.compile(
 _STANDARD_LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 
 
-def copy_interpreter(python: Interpreter, prefix: Path, environment: Mapping[str, str]) -> None:
+def copy_interpreter(python: Interpreter, prefix: Path, environment: Mapping[str, str]) -> Loader:
     """Put ``python``, without its packages, into the new directory ``prefix``, so that it runs wherever that is moved.
 
     ``environment`` is what the loader sees when it looks for shared libraries (``LD_LIBRARY_PATH`` of a module).
-    Raises ``BuildError`` and ``OSError``.
+    Returns the loader that was asked for these.  Raises ``BuildError`` and ``OSError``.
     """
     target = prefix / "lib" / python.library
     _copy_program(python, prefix)
@@ -44,11 +44,34 @@ def copy_interpreter(python: Interpreter, prefix: Path, environment: Mapping[str
     neutral = Neutral([python.prefix, python.exec_prefix], home=home_directory())
     for data in sorted(target.glob("_sysconfigdata*.py")):
         _rewrite_sysconfig(data, python)
-    _bring_libraries(python, prefix, environment)
+    loader = loader_of(python, environment)
+    _bring_libraries(python, prefix, loader)
     for path, _facts in elf.scan(prefix):
         neutral.rewrite(path)
     _check(python, prefix)
     _offer_site_packages(python, prefix)
+    return loader
+
+
+def sources_of(python: Interpreter) -> Iterator[tuple[str, str]]:
+    """What is copied, but for shared libraries that the loader finds: (a name, the file).  Always in the same order."""
+    yield "program", str(python.executable)
+    for name, root in (("stdlib", python.stdlib), ("platstdlib", python.platstdlib)):
+        if name == "stdlib" or (root.is_dir() and root.resolve() != python.stdlib.resolve()):
+            for source, relative in _taken(root):
+                yield f"{name}/{relative}", source
+
+
+def loader_of(python: Interpreter, environment: Mapping[str, str]) -> Loader:
+    """The loader of ``python``.  Raises ``BuildError`` for one whose libraries cannot be brought along."""
+    program = elf.read(python.executable)
+    if program.loader is None or "musl" in program.loader:
+        raise BuildError(
+            f"{python.executable.name} is linked {'statically' if program.loader is None else 'with musl'}: "
+            "an environment can carry an interpreter for the GNU C library only",
+            advice="run the manager with another python3, or give the specification a conda section",
+        )
+    return Loader(python.executable, program, environment)
 
 
 def _copy_program(python: Interpreter, prefix: Path) -> None:
@@ -75,7 +98,7 @@ def _copy_library(python: Interpreter, target: Path) -> None:
         (target.parent.parent / python.platlibdir).symlink_to("lib")
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def _copy_file(source: str, target: Path) -> None:
     # Always the contents: distributions have symlinks that lead elsewhere on the machine.
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -83,16 +106,17 @@ def _copy_file(source: Path, target: Path) -> None:
         target.chmod(0o755)
 
 
-def _taken(root: Path) -> Iterator[tuple[Path, Path]]:
+def _taken(root: Path) -> Iterator[tuple[str, str]]:
     """(file, path relative to ``root``) of the files to take along."""
-    for directory, subdirectories, files in os.walk(root):
-        here = Path(directory)
+    top = os.fspath(root)
+    for directory, subdirectories, files in os.walk(top):
+        here = directory[len(top) :].lstrip("/")
         subdirectories[:] = sorted(
             name for name in subdirectories if name not in _NOT_TAKEN and not name.startswith("config-")
         )
         for name in sorted(files):
-            if not _FILE_NOT_TAKEN.fullmatch(name) and (here / name).is_file():
-                yield here / name, (here / name).relative_to(root)
+            if not _FILE_NOT_TAKEN.fullmatch(name) and os.path.isfile(f"{directory}/{name}"):
+                yield f"{directory}/{name}", f"{here}/{name}" if here else name
 
 
 def _rewrite_sysconfig(path: Path, python: Interpreter) -> None:
@@ -130,16 +154,8 @@ def _rewrite_sysconfig(path: Path, python: Interpreter) -> None:
     )
 
 
-def _bring_libraries(python: Interpreter, prefix: Path, environment: Mapping[str, str]) -> None:
+def _bring_libraries(python: Interpreter, prefix: Path, loader: Loader) -> None:
     """Copy the shared libraries of the program and its extension modules, and make them all find each other."""
-    program = elf.read(python.executable)
-    if program.loader is None or "musl" in program.loader:
-        raise BuildError(
-            f"{python.executable.name} is linked {'statically' if program.loader is None else 'with musl'}: "
-            "an environment can carry an interpreter for the GNU C library only",
-            advice="run the manager with another python3, or give the specification a conda section",
-        )
-    loader = Loader(python.executable, program, environment)
     copied = prefix / "bin" / python.program
     library, dynload = prefix / "lib", prefix / "lib" / python.library / "lib-dynload"
     sources = {copied: python.executable}
@@ -158,7 +174,7 @@ def _bring_libraries(python: Interpreter, prefix: Path, environment: Mapping[str
     # The program always: through its run path the libraries of packages find what lies in lib/, too.
     set_run_path([copied], "$ORIGIN/../lib")
     standard = _STANDARD_LOADER.get(platform.machine())
-    if standard and program.loader != standard:
+    if standard and elf.read(python.executable).loader != standard:
         set_loader(copied, standard)
 
 
@@ -176,6 +192,15 @@ def run_copy(python: Interpreter, prefix: Path, code: str) -> str:
     """What ``code`` prints in the copied interpreter, which sees no variables of ours.  Raises ``BuildError``."""
     argv = [str(prefix / "bin" / python.program), "-I", "-B", "-c", code]
     return run(argv, env={"PATH": os.defpath}, what=f"run the copy of Python {python.version}").stdout.strip()
+
+
+def certificates_of(python: Interpreter, prefix: Path) -> tuple[str, ...]:
+    """Where the OpenSSL of the copied interpreter looks for certificates: fixed when it was compiled."""
+    code = (
+        "try:\n    import ssl\nexcept ImportError:\n    raise SystemExit\n"
+        "paths = ssl.get_default_verify_paths()\nprint(paths.openssl_cafile, paths.openssl_capath, sep='\\n')"
+    )
+    return tuple(run_copy(python, prefix, code).splitlines())
 
 
 def _offer_site_packages(python: Interpreter, prefix: Path) -> None:

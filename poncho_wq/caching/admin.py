@@ -181,7 +181,7 @@ def _layer_sizes(home: Path) -> dict[str, int]:
 def _sweep(cache: Cache) -> int:
     """Remove the working directories of the dead; how many."""
     gone = 0
-    for tmp in (cache.home / "tmp", cache.root / "data/tmp"):
+    for tmp in (cache.home / "tmp", cache.root / "data/tmp", cache.root / "interpreters/tmp"):
         if tmp.is_dir():
             before = len(os.listdir(tmp))
             sweep(tmp)

@@ -33,10 +33,11 @@ def areas(cache: Cache) -> list[Area]:
     parts = [
         ("environments", [home / "environments"], _OURS),
         ("layers", [home / "layers", home / "recipes"], _OURS),
-        ("unfinished", [home / "tmp", root / "data/tmp"], _OURS),
+        ("unfinished", [home / "tmp", root / "data/tmp", root / "interpreters/tmp"], _OURS),
         ("locks", [home / "locks", home / "failures", home / "in-use", root / "data/locks"], ""),
         ("git", [root / "data/git"], _AGAIN),
         ("http", [root / "data/http", root / "data/urls", root / "data/partial"], _AGAIN),
+        ("interpreters", [root / "interpreters"], "remove the directory when nothing is being built; it is made again"),
         ("uv", [uv], f"UV_CACHE_DIR={uv} uv cache prune, or uv cache clean"),
         ("conda", [conda], _AGAIN),
     ]
