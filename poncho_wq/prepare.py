@@ -28,6 +28,7 @@ from poncho_wq.pack import Packed, pack
 from poncho_wq.packing.compression import COMPRESSIONS, Compression, Form, form_of
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress, current
+from poncho_wq.scratch import removed_beside
 from poncho_wq.spec import EnvSpec, Target
 
 COMPRESSION_VARIABLE = "PONCHO_COMPRESSION"
@@ -253,7 +254,9 @@ def _maker(
         # It stays beside the tarball, for whoever wants the same again: `poncho_package_create --locked`.
         LockFile(spec=spec, lock=lock).write(workdir / LOCK_NAME)
         prefix = builder.build(spec, lock, workdir / "prefix", say)
-        built.append(pack(prefix, spec=spec, lock=lock, store=store, output=output, on_progress=say))
+        with removed_beside(prefix.path) as remove:
+            made = pack(prefix, spec=spec, lock=lock, store=store, output=output, on_progress=say, on_read=remove)
+        built.append(made)
         return built[-1]
 
     return make

@@ -23,6 +23,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,6 +180,17 @@ def work_directory(tmp: Path) -> Iterator[Path]:
             doomed = directory
         _release(owner, directory / _OWNER)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def removed_beside(directory: Path) -> Iterator[Callable[[], None]]:
+    """A function that begins to remove ``directory``, beside other work; the block ends when that is done."""
+    with ThreadPoolExecutor(1, thread_name_prefix="poncho-remove") as pool:
+
+        def begin() -> None:
+            pool.submit(shutil.rmtree, directory, ignore_errors=True)
+
+        yield begin
 
 
 def sweep(tmp: Path) -> None:

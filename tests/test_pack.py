@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -16,6 +17,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -756,3 +758,24 @@ def test_an_unwritable_store_is_a_cache_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(CacheError, match="could not make the directory"):
         packed(tmp_path)
+
+
+def test_the_prefix_may_go_when_it_was_read(tmp_path: Path) -> None:
+    built = prefixes.make_prefix(tmp_path / "prefix")
+    output = tmp_path / "env.tar.gz"
+
+    def gone() -> None:
+        assert not output.exists()
+        shutil.rmtree(built.path)
+
+    facts: Any = {
+        "spec": NOTHING,
+        "lock": NOTHING,
+        "store": LayerStore(tmp_path / "store"),
+        "runtime": prefixes.RUNTIME,
+    }
+    made = pack.pack(built, output=output, on_read=gone, **facts)
+    prefixes.make_prefix(tmp_path / "again")
+    again = pack.pack(dataclasses.replace(built, path=tmp_path / "again"), output=tmp_path / "again.tar.gz", **facts)
+    assert not built.path.exists()
+    assert made.path.read_bytes() == again.path.read_bytes()
