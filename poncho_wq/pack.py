@@ -21,6 +21,7 @@ from poncho_wq.errors import PackError
 from poncho_wq.manifest import LayerRef, Manifest
 from poncho_wq.packing.bytecode import Compiler, chunks, compiler_for
 from poncho_wq.packing.compression import Compression
+from poncho_wq.packing.known import Absent, NotAsKnown, check
 from poncho_wq.packing.layers import Entry, Layer, LayerStore, OnDisk, recipe
 from poncho_wq.packing.parts import arrange
 from poncho_wq.packing.planning import Plan, by_path, plan_layers, scan
@@ -76,7 +77,7 @@ def pack(
     on_progress: OnProgress = silent,
     threads: int | None = None,
     runtime: Mapping[str, tuple[int, bytes]] | None = None,
-    on_read: Callable[[], None] | None = None,
+    on_read: Callable[[Mapping[str, Entry]], None] | None = None,
 ) -> Packed:
     """Pack ``prefix`` into the file ``output``, which appears complete or not at all and replaces what was there.
 
@@ -84,10 +85,10 @@ def pack(
     form (``store.compression``), which changes neither what is in it nor its identity.  ``threads`` is how many things
     are done at once (default: the cores of this process); the bytes do not depend on it.  ``runtime`` are the files
     that every environment gets, path → (mode, content); default: those of this release.  ``on_read`` is called when the
-    prefix is not needed any more, before the tarball is written.
+    prefix is not needed any more, before the tarball is written, with its files by path.
 
     Raises ``PackError`` when a file of the prefix cannot be packed or the tarball not be written, ``CacheError`` when
-    the store cannot be used.
+    the store cannot be used, ``NotAsKnown`` when the prefix is not there in full and should be.
     """
     ours = runtime_files(spec, lock, prefix.certificates) if runtime is None else runtime
     found = scan(prefix, hidden=frozenset(ours))
@@ -98,7 +99,10 @@ def pack(
     try:
         # What is edited on the worker must not have been compiled before: the .pyc would go on saying the old.
         edited = frozenset(entry.path for entry in prefix.relocations)
-        hashed, compiled = adopt(_hashed(plans, pool), prefix.python, edited)
+        plans = _hashed(plans, pool)
+        entries = {entry.path: entry for plan in plans for entry in plan.entries}
+        check(prefix.groups, entries)
+        hashed, compiled = adopt(plans, prefix.python, edited)
         plans = [*hashed, own]
         compiler = _compiler(prefix, plans, edited | compiled)
         layers = _layers(plans, compiler, store, pool, on_progress)
@@ -106,7 +110,7 @@ def pack(
         # Without this, an error or a Ctrl-C would wait for everything that was ever planned.
         pool.shutdown(cancel_futures=True)
     if on_read is not None:
-        on_read()
+        on_read(entries)
     groups = arrange([(plan.name, layer.unpacked) for plan, layer in zip(plans, layers, strict=True)])
     if groups is not None:  # as it is sent in parts; else as planned
         order = [number for group in groups for number in group]
@@ -210,7 +214,7 @@ def _runtime_entry(path: str, file: tuple[int, bytes]) -> Entry:
 
 def _hashed(plans: Sequence[Plan], pool: Executor) -> list[Plan]:
     """The plans with the sha256 of every file."""
-    files = [entry for plan in plans for entry in plan.entries if entry.kind == "file"]
+    files = [entry for plan in plans for entry in plan.entries if isinstance(entry.content, OnDisk)]
     # A future for each of ten thousand small files would cost as much as hashing them.
     batches = [files[start : start + 128] for start in range(0, len(files), 128)]
     digests = {
@@ -292,6 +296,9 @@ def _layers(
     missing = [job for job in jobs if job.recipe not in layers]
     # What is there in another form need not be compiled again.
     others = {job.recipe: other for job in missing if (other := store.find_other(job.recipe)) is not None}
+    for job in missing:
+        if job.recipe not in others and any(isinstance(entry.content, Absent) for entry in job.plan.entries):
+            raise NotAsKnown(f"{job.plan.name}: is not in the cache any more")
     total = sum(plan.size for plan in plans)
     done = total - sum(job.plan.size for job in missing)
 

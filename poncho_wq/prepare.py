@@ -17,7 +17,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from poncho_wq.build import Builder, builder_for
+from poncho_wq.build import Builder, Prefix, builder_for
 from poncho_wq.cache import LOCK_NAME, Cache, Entry, default_root
 from poncho_wq.errors import BuildError, PackError, SpecError
 from poncho_wq.importers import Options, read_source
@@ -26,6 +26,8 @@ from poncho_wq.lockfile import LockFile
 from poncho_wq.manifest import FORMAT_VERSION, read_manifest
 from poncho_wq.pack import Packed, pack
 from poncho_wq.packing.compression import COMPRESSIONS, Compression, Form, form_of
+from poncho_wq.packing.known import NotAsKnown
+from poncho_wq.packing.layers import Entry as PackedEntry
 from poncho_wq.platforms import host_platform
 from poncho_wq.progress import OnProgress, Progress, current
 from poncho_wq.scratch import removed_beside
@@ -253,10 +255,23 @@ def _maker(
         lock = builder.lock(spec, say) if locked is None else locked.lock
         # It stays beside the tarball, for whoever wants the same again: `poncho_package_create --locked`.
         LockFile(spec=spec, lock=lock).write(workdir / LOCK_NAME)
-        prefix = builder.build(spec, lock, workdir / "prefix", say)
-        with removed_beside(prefix.path) as remove:
-            made = pack(prefix, spec=spec, lock=lock, store=store, output=output, on_progress=say, on_read=remove)
-        built.append(made)
+
+        def packed(prefix: Prefix) -> Packed:
+            with removed_beside(prefix.path) as remove:
+
+                def read(entries: Mapping[str, PackedEntry]) -> None:
+                    remove()
+                    if prefix.outcome is not None:
+                        prefix.outcome.remember(entries)
+
+                return pack(prefix, spec=spec, lock=lock, store=store, output=output, on_progress=say, on_read=read)
+
+        changed = None if key is None else builder.rebuild(spec, lock, workdir / "changed", say)
+        if changed is not None:
+            with contextlib.suppress(NotAsKnown):
+                built.append(packed(changed))
+                return built[-1]
+        built.append(packed(builder.build(spec, lock, workdir / "prefix", say)))
         return built[-1]
 
     return make

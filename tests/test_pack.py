@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from poncho_wq.manifest import read_manifest
 from poncho_wq.pack import Packed
 from poncho_wq.packing import layers, planning
 from poncho_wq.packing.bytecode import Compiler
-from poncho_wq.packing.layers import LayerStore
+from poncho_wq.packing.layers import Entry, LayerStore
 from poncho_wq.progress import Progress, silent
 from poncho_wq.spec import EnvSpec
 from tests import prefixes
@@ -764,8 +764,9 @@ def test_the_prefix_may_go_when_it_was_read(tmp_path: Path) -> None:
     built = prefixes.make_prefix(tmp_path / "prefix")
     output = tmp_path / "env.tar.gz"
 
-    def gone() -> None:
+    def gone(entries: Mapping[str, Entry]) -> None:
         assert not output.exists()
+        assert {path for path, entry in entries.items() if entry.kind == "file" and not entry.digest} == set()
         shutil.rmtree(built.path)
 
     facts: Any = {

@@ -15,9 +15,11 @@ from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.progress import OnProgress
 
 if TYPE_CHECKING:
+    from poncho_wq.build.builds import Outcome
     from poncho_wq.build.interpreter import Interpreter
     from poncho_wq.importing.model import Imported
     from poncho_wq.lock import Lock
+    from poncho_wq.packing.layers import Entry
     from poncho_wq.spec import EnvSpec
 
 
@@ -27,12 +29,17 @@ class FileGroup:
 
     ``files`` are POSIX paths relative to the prefix, sorted: files, symbolic links, and directories that are empty
     (those end in ``/``).  ``version`` is None where there is none to tell.
+
+    ``known`` is what an earlier build has given for it, in the order of ``files``: what has to be found there or, where
+    the files are not ``there``, what is packed.
     """
 
     name: str
     version: str | None
     kind: Literal["interpreter", "pip", "conda", "data", "other"]
     files: tuple[str, ...]
+    known: tuple[Entry, ...] = ()
+    there: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,8 @@ class Prefix:
 
     ``python`` is the full version (``"3.11.7"``), None without an interpreter; ``platform`` as in ``Target``; ``glibc``
     the highest version that any binary asks for (``"2.34"``), None when none does.  ``certificates`` are the paths
-    where its OpenSSL looks for those of authorities, if they are the machine's.
+    where its OpenSSL looks for those of authorities, if they are the machine's.  ``outcome`` is what later builds can
+    learn from this one, where they can.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class Prefix:
     relocations: tuple[Relocation, ...] = ()
     placeholder: str | None = None
     certificates: tuple[str, ...] = ()
+    outcome: Outcome | None = None
 
 
 class Builder(Protocol):
@@ -78,6 +87,13 @@ class Builder(Protocol):
 
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         """Make the environment in ``prefix``, which does not exist yet.  Raises ``BuildError``, ``FetchError``."""
+
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
+        """The same with what earlier builds have given, so that ``prefix`` holds only what has changed, and some more.
+
+        What is packed from it is the same, byte for byte; ``NotAsKnown``, there or later, says that it cannot be packed
+        after all.  None where there is nothing to begin with.  Raises as ``build``.
+        """
 
 
 def builder_for(

@@ -79,6 +79,9 @@ class CondaBuilder:
             conda=packages,
         )
 
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
+        return None
+
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         self._check_lock(lock)
         try:

@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from poncho_wq.build import FileGroup, Prefix, elf
+from poncho_wq.build import FileGroup, Prefix, builds, elf
+from poncho_wq.build.builds import Builds, Outcome, own_files
 from poncho_wq.build.interpreter import Interpreter, installed_versions
 from poncho_wq.build.interpreters import Interpreters, Sought
 from poncho_wq.build.packages import settle_packages
 from poncho_wq.build.records import Distribution
+from poncho_wq.build.stdlib import loader_of
 from poncho_wq.build.uv import Uv
 from poncho_wq.errors import BuildError, SpecError
 from poncho_wq.lock import Lock, LockedPackage, packages_from_pylock
@@ -90,26 +94,88 @@ class HostBuilder:
     def _build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         python = self._python
         on_progress(Progress(stage="install", detail=f"Python {python.version}"))
-        sought, self._sought = self._sought, None
+        sought, self._sought = self._sought or self._interpreters().seek(python, os.environ), None
         certificates = self._interpreters().place(python, prefix, os.environ, sought)
         of_interpreter = list_files(prefix)
         check_glibc(spec.glibc, highest_glibc(prefix, of_interpreter), what=f"Python {python.version} of this machine")
 
         self._install(spec, lock, prefix, on_progress)
         private = [self._uv().cache, Path(tempfile.gettempdir())]
-        installed, facts = settle_packages(python, prefix, os.environ, private=private)
+        installed, binaries = settle_packages(python, prefix, os.environ, private=private)
 
         files = list_files(prefix)
-        highest = highest_glibc(prefix, files, facts)
+        highest = highest_glibc(prefix, files, binaries.facts)
         check_glibc(spec.glibc, highest, what="a package")
+        glibc = None if highest is None else highest[0]
+        groups = group_files(python, files, of_interpreter, installed)
+        lines = _lines(lock, spec)
+        outcome = None
+        if lines and not any(each.built_here for each in installed) and own_files(installed, files):
+            earlier = builds.earlier(lines, groups, binaries, loader_of(python, os.environ), prefix, glibc)
+            if earlier is not None:
+                outcome = Outcome(builds=self._builds(), key=self._key(spec, lock, sought), earlier=earlier)
         return Prefix(
             path=prefix,
             python=python.version,
             platform=host_platform(),
-            glibc=None if highest is None else highest[0],
-            groups=group_files(python, files, of_interpreter, installed),
+            glibc=glibc,
+            groups=groups,
             certificates=certificates,
+            outcome=outcome,
         )
+
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
+        self._check_python(spec)
+        self._check_lock(lock)
+        try:
+            return self._rebuild(spec, lock, prefix, on_progress)
+        except OSError as error:
+            raise BuildError(f"could not build the environment in {prefix}: {error}") from error
+
+    def _rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
+        """As ``_build``, of the packages that the nearest earlier build did not have, and of small ones."""
+        python = self._python
+        lines = _lines(lock, spec)
+        if not lines:
+            return None
+        sought = self._sought = self._sought or self._interpreters().seek(python, os.environ)
+        key = self._key(spec, lock, sought)
+        earlier = self._builds().nearest(key, lines)
+        if earlier is None or not builds.applies(earlier, lines, loader_of(python, os.environ)):
+            return None
+
+        on_progress(Progress(stage="install", detail=f"Python {python.version}"))
+        certificates = self._interpreters().place(python, prefix, os.environ, sought)
+        of_interpreter = list_files(prefix)
+        wanted = builds.to_install(earlier, lines)
+        some = replace(lock, packages=tuple(package for package in lock.packages if package.name in wanted))
+        self._install(spec, some, prefix, on_progress)
+        private = [self._uv().cache, Path(tempfile.gettempdir())]
+        installed, _binaries = settle_packages(python, prefix, os.environ, private=private)
+
+        files = list_files(prefix)
+        if any(each.built_here for each in installed) or not own_files(installed, files):
+            return None
+        there = group_files(python, files, of_interpreter, installed)
+        groups = builds.combined(earlier, lines, there, prefix, f"lib/{python.library}/site-packages/")
+        if groups is None:
+            return None
+        outcome = Outcome(builds=self._builds(), key=key, earlier=replace(earlier, lines=lines, groups=groups))
+        return Prefix(
+            path=prefix,
+            python=python.version,
+            platform=host_platform(),
+            glibc=earlier.glibc,
+            groups=groups,
+            certificates=certificates,
+            outcome=outcome,
+        )
+
+    def _builds(self) -> Builds:
+        return Builds(self._root())
+
+    def _key(self, spec: EnvSpec, lock: Lock, sought: Sought) -> str:
+        return builds.key_of(sought.key, self._uv().settings(), spec.glibc or "", lock.platform)
 
     def _install(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
         total = len(lock.packages)
@@ -162,6 +228,15 @@ class HostBuilder:
                 f"the lock is for Python {lock.python} on {lock.platform}, and this is Python {mine[0]} on {mine[1]}",
                 advice="build it with the Python that it was locked for, or lock the environment again",
             )
+
+
+def _lines(lock: Lock, spec: EnvSpec) -> dict[str, str]:
+    """Package → digest of what is installed; empty where the lock leaves open what that is."""
+    if not all(package.sha256 for package in lock.packages):
+        return {}
+    lines = {package.name: requirement_line(package, spec) for package in lock.packages}
+    # Digests, since a line may have a password in it.
+    return {name: hashlib.sha256(line.encode()).hexdigest() for name, line in lines.items()}
 
 
 def requirement_line(package: LockedPackage, spec: EnvSpec) -> str:

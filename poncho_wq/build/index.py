@@ -118,15 +118,20 @@ def config_files(environment: Mapping[str, str]) -> list[Path]:
     return files
 
 
-def _uv_has_index(environment: Mapping[str, str]) -> bool:
-    """Whether a configuration file of uv's says where packages come from (https://docs.astral.sh/uv/configuration/files/)."""
+def uv_files(environment: Mapping[str, str]) -> list[Path]:
+    """uv's configuration files (https://docs.astral.sh/uv/configuration/files/), whether they exist or not."""
     home = Path(environment.get("HOME") or os.path.expanduser("~"))
     shared = [Path(each) for each in (environment.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if each]
     personal = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = [directory / "uv" / "uv.toml" for directory in (personal, *shared, MACHINE_WIDE.parent)]
     if environment.get("UV_CONFIG_FILE"):
         files = [Path(environment["UV_CONFIG_FILE"])]
-    for path in files:
+    return files
+
+
+def _uv_has_index(environment: Mapping[str, str]) -> bool:
+    """Whether a configuration file of uv's says where packages come from."""
+    for path in uv_files(environment):
         try:
             if _UV_INDEX.search(path.read_text(encoding="utf-8")):
                 return True

@@ -79,6 +79,9 @@ class InstalledBuilder:
             ))  # fmt: skip
         return Lock(python=python, interpreter=None, platform=self._platform, packages=tuple(pip), conda=conda)
 
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> None:
+        return None
+
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         try:
             return self._build(spec, lock, prefix, on_progress)

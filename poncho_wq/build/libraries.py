@@ -43,6 +43,7 @@ class Loader:
     ) -> None:
         assert facts.loader is not None, "a program that the loader starts"
         self._loader = facts.loader
+        self._program = program
         own = [expand_origin(part, program) for part in (*facts.rpath, *facts.runpath)]
         told = [part for part in environment.get("LD_LIBRARY_PATH", "").split(":") if part]
         self._environment = {name: value for name, value in environment.items() if not name.startswith("LD_")}
@@ -62,14 +63,24 @@ class Loader:
             listing = run([self._loader, "--list", file], env=self._environment).stdout
         except BuildError as error:
             listing = error.log  # it fails for a missing symbol version, too, after it has listed everything
-        found: dict[str, Path] = {}
-        for line in listing.splitlines():
-            name, arrow, rest = line.strip().partition(" => ")
-            target, _, _address = rest.rpartition(" (")
-            if arrow and target.startswith("/"):
-                found.setdefault(name, Path(target))
+        found = _read_listing(listing)
         self.asked[file] = found
         return found
+
+    def by_name(self, sonames: Sequence[str]) -> dict[str, Path]:
+        """soname → file for those of ``sonames`` that are found by their names alone, and for what they need."""
+        environment = {**self._environment, "LD_PRELOAD": ":".join(sonames)}
+        return _read_listing(run([self._loader, "--list", self._program], env=environment).stdout)
+
+
+def _read_listing(text: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for line in text.splitlines():
+        name, arrow, rest = line.strip().partition(" => ")
+        target, _, _address = rest.rpartition(" (")
+        if arrow and target.startswith("/"):
+            found.setdefault(name, Path(target))
+    return found
 
 
 def take_libraries(found: Mapping[str, Path], library: Path) -> list[Path]:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from poncho_wq.build import elf
@@ -27,20 +29,36 @@ _NOTES_OF_UV = ("uv_build.json", "uv_cache.json")
 _LARGEST_TEXT = 4 << 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class Binaries:
+    """What the binaries of packages say.
+
+    ``facts`` are by name, as they were installed.  ``missing`` are the sonames that none of them leads to, and
+    ``found`` what the machine has by these, and what that needs.
+    """
+
+    facts: Mapping[str, elf.Elf]
+    missing: frozenset[str]
+    found: Mapping[str, Path]
+
+
 def settle_packages(
     python: Interpreter, prefix: Path, environment: Mapping[str, str], *, private: Sequence[Path]
-) -> tuple[list[Distribution], dict[str, elf.Elf]]:
+) -> tuple[list[Distribution], Binaries]:
     """Make what uv installed in ``prefix`` portable; ``private`` are directories that must not be named.
 
-    Returns the distributions, their RECORDs true again, and the facts of their binaries by name.  Raises
-    ``BuildError``.
+    Returns the distributions, their RECORDs true again, and what their binaries say.  Raises ``BuildError``.
     """
     (prefix / ".lock").unlink(missing_ok=True)  # uv's
     site_packages = prefix / "lib" / python.library / "site-packages"
-    for directory, subdirectories, _files in os.walk(prefix):
-        if "__pycache__" in subdirectories:
-            shutil.rmtree(os.path.join(directory, "__pycache__"))  # packing compiles, reproducibly
-            subdirectories.remove("__pycache__")
+    below = os.path.join(site_packages, "")
+    for directory, _subdirectories, _files in os.walk(prefix, topdown=False):
+        if os.path.basename(directory) == "__pycache__":
+            shutil.rmtree(directory)  # packing compiles, reproducibly
+        elif directory.startswith(below):
+            # What is empty belongs to nobody; uv makes it of a wheel's directory entries, and pip does not.
+            with suppress(OSError):
+                os.rmdir(directory)
     installed = distributions(site_packages, prefix)
     return installed, settle_distributions(python, prefix, installed, environment, private=private)
 
@@ -52,19 +70,19 @@ def settle_distributions(
     environment: Mapping[str, str],
     *,
     private: Sequence[Path],
-) -> dict[str, elf.Elf]:
-    """The same for some of the distributions in ``prefix``; others are left as they are.  Returns the facts."""
+) -> Binaries:
+    """The same for some of the distributions in ``prefix``; others are left as they are."""
     owners = {name: distribution for distribution in installed for name in distribution.files}
     neutral = Neutral([python.prefix, python.exec_prefix, prefix, *private], home=home_directory())
     _settle_scripts(python, prefix, owners)
-    facts = _bring_libraries(python, prefix, environment, owners)
+    binaries = _bring_libraries(python, prefix, environment, owners)
     for distribution in installed:
         if distribution.built_here:
             _make_neutral(distribution, prefix, neutral)  # after their libraries were found by the paths that go now
         settle_metadata(distribution)
         distribution.forget_missing()
         distribution.save()
-    return facts
+    return binaries
 
 
 def settle_metadata(distribution: Distribution) -> None:
@@ -122,33 +140,35 @@ def _make_neutral(distribution: Distribution, prefix: Path, neutral: Neutral) ->
 
 def _bring_libraries(
     python: Interpreter, prefix: Path, environment: Mapping[str, str], owners: Mapping[str, Distribution]
-) -> dict[str, elf.Elf]:
+) -> Binaries:
     """Copy to ``lib/`` what extension modules need, that is found on this machine and not in the prefix.
 
     That is libstdc++ and libgcc_s for most: the rules for wheels count on every machine having them, and on them being
     new enough; and whatever a package that was compiled here is linked with.
-
-    Returns the facts of the packages' binaries, by their names.
     """
     library = prefix / "lib"
     program = elf.read(python.executable)
     loader = Loader(python.executable, program, environment, first=[library])
-    facts_of = {}
+    facts_of: dict[str, elf.Elf] = {}
+    wanted: set[str] = set()
+    found: dict[str, Path] = {}
     for name, facts in elf.among(prefix, sorted(owners)):
         facts_of[name] = facts
         if facts.machine != program.machine:
             continue
         path = prefix / name
         missing = [each for each in facts.needed if not stays_behind(each) and not _finds(path, facts, each)]
+        wanted.update(missing)
         if not all(os.path.exists(f"{library}/{each}") for each in missing):
             outside = {each: file for each, file in loader.resolve(path).items() if not _is_below(file, prefix)}
             take_libraries(outside, library)
+            found = {**outside, **found}
         # What a library with DT_RUNPATH needs is looked up there alone; with DT_RPATH, in the program's as well.
         if facts.runpath and any(os.path.exists(f"{library}/{each}") for each in missing):
             replace_file(path, path.read_bytes())
             set_run_path([path], ":".join(facts.runpath))
             owners[name].changed(path)
-    return facts_of
+    return Binaries(facts=facts_of, missing=frozenset(wanted), found=found)
 
 
 def _is_below(file: Path, directory: Path) -> bool:

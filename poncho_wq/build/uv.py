@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -29,6 +30,8 @@ _PATHS = {
     **dict.fromkeys(("SSL_CERT_FILE", "SSL_CLIENT_CERT"), "\n"),
     "UV_FIND_LINKS": ",",
 }
+# These say where files come from, and not which.
+_WHERE = frozenset({"UV_CACHE_DIR", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS"})
 # The manylinux policies that uv knows as platforms (`uv help pip compile`), as glibc 2.x.
 _POLICIES = (17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40)
 _MACHINES = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
@@ -136,6 +139,14 @@ class Uv:
         if glibc is not None:
             argv += ["--python-platform", manylinux(glibc, platform)]
         self._run(argv, cwd=work, what="install the packages")
+
+    def settings(self) -> str:
+        """The digest of what decides, besides the requirements, what is installed: uv itself and what it is told."""
+        told = sorted(item for item in self._environment.items() if item[0].startswith("UV_") and item[0] not in _WHERE)
+        files = [path.read_bytes() if path.is_file() else b"" for path in index.uv_files(self._environment)]
+        version = run([find_uv(), "--version"], what="ask uv for its version").stdout
+        facts = repr((version, told, self._arguments, files))
+        return hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _run(self, argv: list[str], *, cwd: Path, what: str) -> str:
         """uv's messages.  Raises as ``explain`` says."""

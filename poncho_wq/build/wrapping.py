@@ -33,6 +33,9 @@ class WithConditions:
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
         return self._builder.build(spec, lock, prefix, on_progress)
 
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
+        return self._builder.rebuild(spec, lock, prefix, on_progress)
+
 
 class WithData:
     """A builder whose environments also hold data; the packages are ``builder``'s work."""
@@ -50,6 +53,12 @@ class WithData:
         return replace(lock, data=lock_data(spec, self._store, on_progress))
 
     def build(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix:
-        built = self._builder.build(spec, lock, prefix, on_progress)
-        groups = place_data(spec, lock.data, self._store, prefix, on_progress)
+        return self._with_data(self._builder.build(spec, lock, prefix, on_progress), spec, lock, on_progress)
+
+    def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
+        built = self._builder.rebuild(spec, lock, prefix, on_progress)
+        return None if built is None else self._with_data(built, spec, lock, on_progress)
+
+    def _with_data(self, built: Prefix, spec: EnvSpec, lock: Lock, on_progress: OnProgress) -> Prefix:
+        groups = place_data(spec, lock.data, self._store, built.path, on_progress)
         return replace(built, groups=(*built.groups, *groups))

@@ -21,6 +21,7 @@ from poncho_wq.errors import PackError
 from poncho_wq.packing import tarfragment
 from poncho_wq.packing.bytecode import Slice
 from poncho_wq.packing.compression import COMPRESSIONS, Compression, Damaged, Form, form_of
+from poncho_wq.packing.known import Absent, NotAsKnown
 from poncho_wq.scratch import disk_error, work_directory
 
 # Changes whenever the same entries would give other content: what old recipes say is then not used.
@@ -51,7 +52,7 @@ class WithHead:
         return self.file.size
 
 
-Content = OnDisk | WithHead | Slice | bytes
+Content = OnDisk | WithHead | Slice | Absent | bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +318,8 @@ def _read(entry: Entry) -> Iterator[bytes]:
     if isinstance(entry.content, bytes):
         yield entry.content
         return
+    if isinstance(entry.content, Absent):
+        raise NotAsKnown(f"{entry.path}: is not there")
     left, head = entry.content.size, b""
     try:
         if isinstance(entry.content, WithHead):

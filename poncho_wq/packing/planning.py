@@ -73,6 +73,7 @@ def scan(prefix: Prefix, *, hidden: frozenset[str] = frozenset()) -> list[Found]
     root = str(prefix.path.absolute())
     for group in prefix.groups:
         entries, inodes = [], {}
+        known = {} if group.there else {entry.path: entry for entry in group.known}
         for name in group.files:
             path = name.rstrip("/")
             if path in hidden or (group.kind != "conda" and is_bytecode(path)):
@@ -80,7 +81,7 @@ def scan(prefix: Prefix, *, hidden: frozenset[str] = frozenset()) -> list[Found]
             if path in owner:
                 raise PackError(f"{path}: belongs to {owner[path]} and to {group.name}")
             owner[path] = group.name
-            entry, inode = _look(root, name, group)
+            entry, inode = _look(root, name, group) if group.there else (known[path], None)
             entries.append(entry)
             if inode is not None:
                 inodes[path] = inode
