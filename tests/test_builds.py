@@ -82,6 +82,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wheelhouse.write_wheel(directory, "large", version, large, scripts={"large": "large:main"})
         # The same file in both.
         wheelhouse.write_wheel(directory, "clash", version, {"clash.py": "", "large/version.py": "VALUE = 'clash'\n"})
+        wheelhouse.write_wheel(directory, "small-clash", version, {"thing.py": f"VALUE = '{version}'\n"})
         wheelhouse.write_wheel(directory, "quiet", version, {"quiet.py": text * int(version[0])})
         native = {"native/code.so": f"not really {version}", "native/x.py": text}
         wheelhouse.write_wheel(directory, "native", version, native)
@@ -170,11 +171,12 @@ def test_changes_of_binaries_are_built_in_full(pins: dict[str, str], cache: Path
     check(pins, tmp_path)
 
 
-def test_a_package_that_brings_another_s_file_is_built_in_full(cache: Path, seen: Seen) -> None:
-    made({**BASE, "clash": "1.0"}, cache)
+@pytest.mark.parametrize("name", ["clash", "small-clash"], ids=["large", "small"])
+def test_a_package_that_brings_another_s_file_is_built_in_full(name: str, cache: Path, seen: Seen) -> None:
+    made({**BASE, name: "1.0"}, cache)
     assert (seen.begun, seen.complete) == ([False], 1)
     # Nothing is to be learnt from such a build: whose file it is depends on who was installed last.
-    made({**BASE, "clash": "1.0", "thing": "2.0"}, cache)
+    made({**BASE, name: "1.0", "greeter": "2.0"}, cache)
     assert (seen.begun, seen.complete) == ([False, False], 2)
 
 
@@ -228,6 +230,14 @@ def test_notes_that_are_damaged_are_no_error(suffix: str, content: str | None, t
     assert store.nearest("key", EARLIER.lines) is None
     store.keep("key", EARLIER)
     assert store.nearest("key", EARLIER.lines) == EARLIER
+
+
+def test_notes_that_were_changed_are_not_believed(tmp_path: Path) -> None:
+    store = Builds(tmp_path)
+    store.keep("key", EARLIER)
+    (path,) = (tmp_path / "builds").glob("*.files")
+    path.write_text(path.read_text().replace("2.17", "2.18"))
+    assert store.nearest("key", EARLIER.lines) is None
 
 
 def test_notes_with_the_right_digest_and_the_wrong_content_are_no_error(
