@@ -82,7 +82,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wheelhouse.write_wheel(directory, "large", version, large, scripts={"large": "large:main"})
         # The same file in both.
         wheelhouse.write_wheel(directory, "clash", version, {"clash.py": "", "large/version.py": "VALUE = 'clash'\n"})
-        wheelhouse.write_wheel(directory, "small-clash", version, {"thing.py": f"VALUE = '{version}'\n"})
+        wheelhouse.write_wheel(directory, "twin", version, {"thing.py": f"VALUE = '{version}'\n"})
         wheelhouse.write_wheel(directory, "quiet", version, {"quiet.py": text * int(version[0])})
         native = {"native/code.so": f"not really {version}", "native/x.py": text}
         wheelhouse.write_wheel(directory, "native", version, native)
@@ -171,7 +171,7 @@ def test_changes_of_binaries_are_built_in_full(pins: dict[str, str], cache: Path
     check(pins, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["clash", "small-clash"], ids=["large", "small"])
+@pytest.mark.parametrize("name", ["clash", "twin"], ids=["large", "small"])
 def test_a_package_that_brings_another_s_file_is_built_in_full(name: str, cache: Path, seen: Seen) -> None:
     made({**BASE, name: "1.0"}, cache)
     assert (seen.begun, seen.complete) == ([False], 1)
