@@ -37,6 +37,7 @@ def areas(cache: Cache) -> list[Area]:
         ("locks", [home / "locks", home / "failures", home / "in-use", root / "data/locks"], ""),
         ("git", [root / "data/git"], _AGAIN),
         ("http", [root / "data/http", root / "data/urls", root / "data/partial"], _AGAIN),
+        ("builds", [root / "builds"], "remove the directory; the next build is a whole one"),
         ("interpreters", [root / "interpreters"], "remove the directory when nothing is being built; it is made again"),
         ("uv", [uv], f"UV_CACHE_DIR={uv} uv cache prune, or uv cache clean"),
         ("conda", [conda], _AGAIN),
