@@ -23,13 +23,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from poncho_wq import environment
-from poncho_wq.build import FileGroup, builds, elf
+from poncho_wq.build import FileGroup, builds, elf, host
 from poncho_wq.build.builds import Builds, Earlier, Outcome
 from poncho_wq.build.host import HostBuilder
 from poncho_wq.build.interpreter import Interpreter
 from poncho_wq.build.libraries import Loader
 from poncho_wq.build.packages import Binaries
 from poncho_wq.build.stdlib import loader_of
+from poncho_wq.errors import BuildError
 from poncho_wq.packing import planning
 from poncho_wq.packing.known import Absent
 from poncho_wq.packing.layers import Entry
@@ -325,6 +326,27 @@ def test_the_loader_finds_by_name_what_it_finds_for_a_binary() -> None:
     by_name = loader.by_name((*wanted, "libno-such-thing.so.1"))
     assert {name: by_name.get(name) for name in wanted} == {name: found[name] for name in wanted}
     assert "libno-such-thing.so.1" not in by_name
+
+
+class NoLoader(Loader):
+    """One that fails: a library that it is asked for is for another machine."""
+
+    def __init__(self) -> None:
+        pass
+
+    def by_name(self, sonames: Sequence[str]) -> dict[str, Path]:
+        raise BuildError("exited with 127")
+
+
+def test_a_loader_that_fails_costs_the_advantage_and_no_more(
+    cache: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered(cache, '"sonames": []', '"sonames": ["libx.so.1"]')
+    monkeypatch.setattr(host, "loader_of", lambda *_: NoLoader())
+    made({**BASE, "thing": "2.0"}, cache)
+    monkeypatch.setattr(builds, "sonames_of", lambda _: ("libx.so.1",))
+    made({**BASE, "thing": "3.0"}, cache)
+    assert (seen.begun, seen.complete) == ([False, False], 2)
 
 
 def told(tmp_path: Path, *groups: FileGroup, needed: str = "libx.so.1", run_path: str = "$ORIGIN", **more: Any) -> bool:

@@ -153,7 +153,7 @@ def key_of(*facts: str) -> str:
 
 def _code() -> str:
     """The digest of the code that decides what installed packages become."""
-    names = ("builds", "elf", "host", "launchers", "libraries", "neutral", "packages", "records")
+    names = ("builds", "elf", "host", "launchers", "index", "libraries", "neutral", "packages", "records", "uv")
     texts = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
@@ -165,7 +165,10 @@ def earlier(
     lines: Mapping[str, str], groups: tuple[FileGroup, ...], binaries: Binaries, loader: Loader, root: Path,
     glibc: str | None,
 ) -> Earlier | None:  # fmt: skip
-    """What a complete build in ``root`` gave; None when something is odd, and later ones cannot rely on it."""
+    """What a complete build in ``root`` gave; None when something is odd, and later ones cannot rely on it.
+
+    Raises ``OSError`` and ``BuildError`` where the machine's libraries cannot be told.
+    """
     packages = {group.name for group in groups if group.kind == "pip"}
     sonames, places = sonames_of(binaries), places_of(binaries)
     if packages != set(lines) or sonames is None or places is None or not are_apart(groups):
@@ -191,7 +194,10 @@ def earlier(
 
 
 def applies(earlier: Earlier, lines: Mapping[str, str], loader: Loader) -> bool:
-    """Whether what is the same in ``lines`` is what it was: no package with binaries goes, nor does a library."""
+    """Whether what is the same in ``lines`` is what it was: no package with binaries goes, nor does a library.
+
+    Raises as ``earlier``.
+    """
     differ = {name for name, line in earlier.lines.items() if lines.get(name) != line}
     if differ & earlier.binaries or any(map(os.path.exists, earlier.places)):
         return False
@@ -258,7 +264,10 @@ def sonames_of(binaries: Binaries) -> tuple[str, ...] | None:
 
 
 def libraries_of(loader: Loader, sonames: tuple[str, ...]) -> dict[str, list[str]]:
-    """soname → file and digest of what the machine has by these names, and of what that needs.  Raises ``OSError``."""
+    """soname → file and digest of what the machine has by these names, and of what that needs.
+
+    Raises ``OSError`` and ``BuildError``.
+    """
     if not sonames:
         return {}
     found = loader.by_name(sonames)

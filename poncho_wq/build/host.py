@@ -108,12 +108,14 @@ class HostBuilder:
         check_glibc(spec.glibc, highest, what="a package")
         glibc = None if highest is None else highest[0]
         groups = group_files(python, files, of_interpreter, installed)
-        lines = _lines(lock, spec)
+        usual = not any(each.built_here for each in installed) and own_files(installed, files)
         outcome = None
-        if lines and not any(each.built_here for each in installed) and own_files(installed, files):
-            earlier = builds.earlier(lines, groups, binaries, loader_of(python, os.environ), prefix, glibc)
-            if earlier is not None:
-                outcome = Outcome(builds=self._builds(), key=self._key(spec, lock, sought), earlier=earlier)
+        with suppress(OSError, BuildError):  # what later builds miss is not missed here
+            lines = _lines(lock, spec)
+            if usual and lines:
+                earlier = builds.earlier(lines, groups, binaries, loader_of(python, os.environ), prefix, glibc)
+                if earlier is not None:
+                    outcome = Outcome(builds=self._builds(), key=self._key(spec, lock, sought), earlier=earlier)
         return Prefix(
             path=prefix,
             python=python.version,
@@ -138,10 +140,13 @@ class HostBuilder:
         lines = _lines(lock, spec)
         if not lines:
             return None
-        sought = self._sought = self._sought or self._interpreters().seek(python, os.environ)
-        key = self._key(spec, lock, sought)
-        earlier = self._builds().nearest(key, lines)
-        if earlier is None or not builds.applies(earlier, lines, loader_of(python, os.environ)):
+        try:
+            sought = self._sought = self._sought or self._interpreters().seek(python, os.environ)
+            key = self._key(spec, lock, sought)
+            earlier = self._builds().nearest(key, lines)
+            if earlier is None or not builds.applies(earlier, lines, loader_of(python, os.environ)):
+                return None
+        except (OSError, BuildError):  # building the whole says what is wrong, if anything is
             return None
 
         on_progress(Progress(stage="install", detail=f"Python {python.version}"))
