@@ -41,6 +41,33 @@ LARGE = 20_000
 """What counts as large here, in bytes."""
 
 
+PYPROJECT = """
+[project]
+name = "sourced"
+version = "1.0"
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+BACKEND = """
+import os, zipfile
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    members = {
+        "sourced.py": "",
+        "sourced-1.0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: sourced\\nVersion: 1.0\\n",
+        "sourced-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\\nGenerator: t\\nTag: py3-none-any\\n",
+    }
+    record = "sourced-1.0.dist-info/RECORD"
+    members[record] = "".join(f"{name},,\\n" for name in [*members, record])
+    with zipfile.ZipFile(os.path.join(directory, "sourced-1.0-py3-none-any.whl"), "w") as wheel:
+        for name, text in members.items():
+            wheel.writestr(name, text)
+    return "sourced-1.0-py3-none-any.whl"
+"""
+
+
 @dataclasses.dataclass
 class Seen:
     """How often a build began with another (``True``), could not (``False``), and how often the whole was built."""
@@ -73,6 +100,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packages in versions that differ in every way: pure ones, and one with what may be a library."""
     directory = tmp_path_factory.mktemp("wheels")
     text = "".join(f"name_{number} = 'value {number}'\n" for number in range(1500))
+    source = {"pyproject.toml": PYPROJECT, "backend.py": BACKEND}
+    wheelhouse.write_sdist(directory, "sourced", "1.0", source)
     for version in ("1.0", "2.0", "3.0"):
         wheelhouse.greeter(directory, version)
         thing = {"thing.py": f"VALUE = '{version}'\n"} if version != "2.0" else {"thing/__init__.py": "VALUE = 1\n"}
@@ -179,6 +208,14 @@ def test_a_package_that_brings_another_s_file_is_built_in_full(name: str, cache:
     # Nothing is to be learnt from such a build: whose file it is depends on who was installed last.
     made({**BASE, name: "1.0", "greeter": "2.0"}, cache)
     assert (seen.begun, seen.complete) == ([False, False], 2)
+
+
+def test_what_is_built_from_source_is_built_in_full(cache: Path, seen: Seen) -> None:
+    made({**BASE, "sourced": "1.0"}, cache)
+    assert (seen.begun, seen.complete) == ([False], 1)
+    shutil.rmtree(cache / "builds")
+    made({**BASE, "sourced": "1.0", "thing": "2.0"}, cache)
+    assert not (cache / "builds").exists()
 
 
 def test_each_change_begins_with_the_nearest(cache: Path, tmp_path: Path, seen: Seen) -> None:

@@ -22,7 +22,8 @@ from poncho_wq.build.neutral import replace_file
 class Distribution:
     """One installed distribution of the prefix, and its RECORD.
 
-    ``name`` is normalised.  ``files`` are its files as paths relative to the prefix, sorted.
+    ``name`` is normalised.  ``built_here``: uv built it from source on this machine, rather than took a wheel as
+    published.  ``files`` are its files as paths relative to the prefix, sorted.
     """
 
     def __init__(self, info: Path, prefix: Path) -> None:
@@ -33,6 +34,8 @@ class Distribution:
         self._base = os.path.relpath(info.parent, prefix)
         self._rows = {self._relative(row[0]): row[1:] for row in _read(info / "RECORD") if row}
         self._changed = False
+        # Seen now, since settling removes what says so.
+        self.built_here = (info / "uv_build.json").exists()
 
     def _relative(self, recorded: str) -> str:
         # Nearly all are plain, and there are ten thousand: resolving each would take longer than installing them.
@@ -57,11 +60,6 @@ class Distribution:
 
     def _exists(self, name: str) -> bool:
         return os.path.lexists(f"{self._root}/{name}")
-
-    @property
-    def built_here(self) -> bool:
-        """Whether uv built it from source on this machine, rather than took a wheel as published."""
-        return (self.info / "uv_build.json").exists()
 
     def changed(self, path: Path) -> None:
         """Record the new contents of ``path``, one of its files."""
