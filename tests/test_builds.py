@@ -552,3 +552,22 @@ def test_variants_that_are_built_side_by_side(cache: Path, tmp_path: Path) -> No
         tarballs = [each.tarball for each in pool.map(lambda pins: made(pins, cache), variants)]
     for pins, tarball in zip(variants, tarballs, strict=True):
         assert filecmp.cmp(tarball, complete(pins, tmp_path), shallow=False)
+
+
+def test_what_shares_a_layer_with_what_comes_or_goes_is_installed() -> None:
+    names = [f"small{number}" for number in range(40)]
+    groups = (package("python", "bin/python", kind="interpreter"), *(package(name, f"lib/{name}.py") for name in names))
+    large = Entry(path="lib/large.py", kind="file", content=Absent(size=LARGE))
+    build = dataclasses.replace(
+        EARLIER, lines=dict.fromkeys([*names, "large"], "1"),
+        groups=(*groups, dataclasses.replace(package("large", "lib/large.py"), known=(large,))),
+    )  # fmt: skip
+    assert builds.to_install(build, build.lines) == frozenset()
+    lines = {**build.lines, names[0]: "2", "new": "1"}
+    del lines[names[1]]
+    buckets = {planning.bucket_of(name) for name in (names[0], names[1], "new")}
+    shared = {name for name in names if name in lines and planning.bucket_of(name) in buckets}
+    assert len(shared) > 3
+    assert builds.to_install(build, lines) == shared | {"new"}
+    everything = {**build.lines, **dict.fromkeys((f"new{number}" for number in range(100)), "1")}
+    assert builds.to_install(build, everything) == set(everything) - {"large"}

@@ -5,11 +5,11 @@
 
 A build can begin with an earlier one where only packages without binaries differ: then no other package's files do.
 (What a binary is linked with may come from other packages, and from the machine.)  Of the packages that are the same,
-the large ones are not even installed: their layers are in the cache, under the digests of their files.  The small ones
-share layers with others; they are installed, settled and read as ever, and have to be what they were.
+most are not even installed: their layers are in the cache, under the digests of their files.  Small ones that share a
+layer with what has changed are installed, settled and read as ever, and have to be what they were.
 
 What is relied upon: a file that is installed follows from the digests in the lock, the installer and what it is told,
-and the code that settles it, all of which are in ``_Facts.key``; the machine's libraries are looked at each time.
+and the code that settles it, all of which are in ``key_of``; the machine's libraries are looked at each time.
 
 **Story.**  A, B and C build variants at the same time.  Each reads whatever is there, and adds a pair of files: first
 the large one, then the one that names it with its digest, each by a rename.  Who is killed in between leaves a large
@@ -205,12 +205,15 @@ def applies(earlier: Earlier, lines: Mapping[str, str], loader: Loader) -> bool:
 
 
 def to_install(earlier: Earlier, lines: Mapping[str, str]) -> frozenset[str]:
-    """The packages that have to be there: those that are new, and those that share layers."""
-    sizes = {group.name: sum(entry.size for entry in group.known) for group in earlier.groups if group.kind == "pip"}
-    return frozenset(
-        name for name, line in lines.items()
-        if earlier.lines.get(name) != line or sizes[name] < planning.OWN_LAYER
-    )  # fmt: skip
+    """The packages that have to be there: those that are new, and those that share a layer with what comes or goes."""
+    differ = {name for name in {*lines, *earlier.lines} if lines.get(name) != earlier.lines.get(name)}
+    buckets = set(map(planning.bucket_of, differ))
+    sizes = {group.name: sum(entry.size for entry in group.known) for group in earlier.groups}
+
+    def shares(name: str) -> bool:
+        return planning.bucket_of(name) in buckets and sizes[name] < planning.OWN_LAYER
+
+    return frozenset(name for name in lines if name in differ or shares(name))
 
 
 def combined(

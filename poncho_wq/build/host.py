@@ -135,7 +135,7 @@ class HostBuilder:
             raise BuildError(f"could not build the environment in {prefix}: {error}") from error
 
     def _rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
-        """As ``_build``, of the packages that the nearest earlier build did not have, and of small ones."""
+        """As ``_build``, of the packages that the nearest earlier build did not have, and of some more."""
         python = self._python
         lines = _lines(lock, spec)
         if not lines:
