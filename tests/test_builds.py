@@ -36,6 +36,7 @@ from poncho_wq.packing.known import Absent
 from poncho_wq.packing.layers import Entry
 from poncho_wq.prepare import Environment
 from tests import wheelhouse
+from tests.data_server import faulty_server
 
 LARGE = 20_000
 """What counts as large here, in bytes."""
@@ -225,6 +226,17 @@ def test_each_change_begins_with_the_nearest(cache: Path, tmp_path: Path, seen: 
         made(pins, cache)
     assert (seen.begun, seen.complete) == ([True] * 5, 0)
     check(pins, tmp_path)
+
+
+def test_data_beside_packages_are_placed_each_time(cache: Path, tmp_path: Path, seen: Seen) -> None:
+    with faulty_server() as server:
+        data = {"REFERENCE": {"type": "file", "url": server.add("/x.dat", b"42\n" * LARGE)}}
+        specs = [{"pip": [f"thing=={version}", "large==1.0"], "http": data} for version in ("1.0", "2.0")]
+        for spec in specs:
+            tarball = environment(spec, cache_dir=cache).tarball
+        assert (seen.begun, seen.complete) == ([False, True], 1)
+        other = environment(specs[1], cache_dir=tmp_path / "other").tarball
+        assert filecmp.cmp(tarball, other, shallow=False)
 
 
 # What is not as it was
