@@ -618,6 +618,8 @@ def _run(words: list[str]) -> None:
     if words[0] == "--serve":
         _warm_code("starting", "fitness", "settling", "order", "children", "child", "server")
         globals()["serve"](words[1], words[2], int(words[3]), words[4:])
+    if os.getpgrp() != os.getpid():
+        _lead()
     try:
         before: set[str] | None = _open_descriptors()
     except OSError:
@@ -628,6 +630,21 @@ def _run(words: list[str]) -> None:
         if home and not os.path.exists(home + "/cur"):
             _start_server(home, words[0])
     _end(main(words), before)
+
+
+def _lead() -> None:
+    """Be the leader of a process group, if a worker has started this process.
+
+    A worker kills the groups of its tasks.  It makes them leaders from outside, which fails when a task is quicker to
+    run its shell (EACCES, setpgid(2)): then it kills nothing, and waits for the task to end, and does nothing else.
+    """
+    try:
+        with open(f"/proc/{os.getppid()}/comm", encoding="utf-8", errors="replace") as file:
+            parent = file.read()
+        if parent.startswith(("work_queue_work", "vine_worker")):
+            os.setpgid(0, 0)
+    except OSError:
+        pass
 
 
 def _start_server(home: str, function_file: str) -> None:

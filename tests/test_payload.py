@@ -603,3 +603,19 @@ def test_the_line_in_what_was_said(said: str, rest: str, text: str | None) -> No
 @given(st.text(alphabet="=abgA \n", max_size=40))
 def test_any_text_in_the_line_is_an_outcome(text: str) -> None:
     assert payload.load_said(text).kind == "failed"
+
+
+@pytest.mark.parametrize("name", ["work_queue_worker", "vine_worker", "resource_monitor"])
+def test_a_task_leads_its_group_when_its_worker_was_too_slow(name: str, tmp_path: Path, result: Path) -> None:
+    """The worker's setpgid fails once the task runs its shell, and then its kill reaches nobody."""
+    function = payload.pickle_function(lambda: (__import__("os").getpid(), __import__("os").getpgrp()))
+    # Called as a worker's program is, with the task in its own group.
+    worker = tmp_path / name
+    worker.symlink_to(sys.executable)
+    script = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+    task = [sys.executable, "-s", program.runner_program().path, function.path, payload.pickle_arguments((), {}).word]
+    subprocess.run([worker, "-c", script, *task, str(result)], check=True, timeout=60)
+    outcome = payload.load_result(result)
+    assert outcome is not None
+    pid, group = outcome.value
+    assert (pid == group) is (name != "resource_monitor")

@@ -58,18 +58,20 @@ class HostBuilder:
         self._check_python(spec)
         packages: tuple[LockedPackage, ...] = ()
         if spec.pip:
-            on_progress(Progress(stage="resolve", detail=_count(len(spec.pip), "requirement")))
             try:
-                packages = self._solve(spec, on_progress)
+                # Before anybody waits, and may press Ctrl-C: in the middle of making it, nobody would remove it.
+                with _work_directory() as work:
+                    on_progress(Progress(stage="resolve", detail=_count(len(spec.pip), "requirement")))
+                    packages = self._solve(spec, work, on_progress)
             except OSError as error:  # a full disk, as a rule
                 raise BuildError(f"could not resolve the packages: {error}") from error
         return Lock(
             python=self._python.version, interpreter=self._python.identity, platform=host_platform(), packages=packages
         )
 
-    def _solve(self, spec: EnvSpec, on_progress: OnProgress) -> tuple[LockedPackage, ...]:
+    def _solve(self, spec: EnvSpec, work: Path, on_progress: OnProgress) -> tuple[LockedPackage, ...]:
         # What is built next wants a copy of the interpreter; whether there is one is known before uv has answered.
-        with ThreadPoolExecutor(1, thread_name_prefix="poncho-seek") as pool, _work_directory() as work:
+        with ThreadPoolExecutor(1, thread_name_prefix="poncho-seek") as pool:
             seeking = pool.submit(self._interpreters().seek, self._python, os.environ)
             solved = self._uv(on_progress).compile(
                 spec.pip,
