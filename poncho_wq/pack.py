@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poncho_wq.digests import in_batches, sha256_of
 from poncho_wq.errors import PackError
 from poncho_wq.manifest import LayerRef, Manifest
 from poncho_wq.packing.bytecode import Compiler, chunks, compiler_for
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from poncho_wq.build import Prefix
     from poncho_wq.lock import Lock
     from poncho_wq.spec import EnvSpec
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,13 +214,7 @@ def _runtime_entry(path: str, file: tuple[int, bytes]) -> Entry:
 def _hashed(plans: Sequence[Plan], pool: Executor) -> list[Plan]:
     """The plans with the sha256 of every file."""
     files = [entry for plan in plans for entry in plan.entries if isinstance(entry.content, OnDisk)]
-    # A future for each of ten thousand small files would cost as much as hashing them.
-    batches = [files[start : start + 128] for start in range(0, len(files), 128)]
-    digests = {
-        entry.path: digest
-        for batch, done in zip(batches, pool.map(lambda batch: [_sha256(e) for e in batch], batches), strict=True)
-        for entry, digest in zip(batch, done, strict=True)
-    }
+    digests = dict(zip((entry.path for entry in files), in_batches(_sha256, files, pool), strict=True))
     return [
         replace(plan, entries=tuple(_with(entry, digests.get(entry.path)) for entry in plan.entries)) for plan in plans
     ]
@@ -238,20 +231,10 @@ def _with(entry: Entry, digest: str | None) -> Entry:
 
 def _sha256(entry: Entry) -> str:
     assert isinstance(entry.content, OnDisk)
-    digest = hashlib.sha256()
-    # One byte more shows the end; a buffer of a megabyte for each of ten thousand small files would be mapped anew.
-    left = entry.content.size + 1
     try:
-        file = os.open(entry.content.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            while piece := os.read(file, min(left, _PIECE)):
-                digest.update(piece)
-                left -= len(piece)
-        finally:
-            os.close(file)
+        return sha256_of(entry.content.path)
     except OSError as error:
         raise PackError(f"{entry.path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 # Layers

@@ -35,6 +35,7 @@ from poncho_wq.build import FileGroup, elf
 from poncho_wq.build.libraries import Loader, starts_at_origin, stays_behind
 from poncho_wq.build.packages import Binaries
 from poncho_wq.build.records import Distribution
+from poncho_wq.digests import sha256_of
 from poncho_wq.packing import planning
 from poncho_wq.packing.known import Absent
 from poncho_wq.packing.layers import Entry
@@ -45,7 +46,6 @@ _MOST = 8
 _OLD = 3600
 # The loader takes a list of these, and what has no such name is no library (see ``without_binaries``).
 _SONAME = re.compile(r"[\w.+-]*\.so[\w.+-]*")
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,7 @@ def libraries_of(loader: Loader, sonames: tuple[str, ...]) -> dict[str, list[str
     if not sonames:
         return {}
     found = loader.by_name(sonames)
-    return {name: [str(path), _digest(path)] for name, path in sorted(found.items()) if not stays_behind(name)}
+    return {name: [str(path), sha256_of(path)] for name, path in sorted(found.items()) if not stays_behind(name)}
 
 
 def without_binaries(root: Path, names: Iterable[str]) -> bool:
@@ -345,11 +345,3 @@ def _entry(row: tuple[str, Any, int, str, str, int]) -> Entry:
     path, kind, mode, digest, target, size = row
     content = Absent(size=size) if kind == "file" else b""
     return Entry(path=path, kind=kind, mode=mode, digest=digest, target=target, content=content)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from poncho_wq.build import git
 from poncho_wq.build.download import Downloaded, NotModified, Patience, download
+from poncho_wq.digests import sha256_of
 from poncho_wq.errors import FetchError
 from poncho_wq.holders import holder, signed
 from poncho_wq.locked_data import public_url
@@ -135,7 +136,7 @@ class DataStore:
         path = self.path(sha256)
         if not path.is_file():
             return False
-        if check and _digest(path) != sha256:
+        if check and sha256_of(path) != sha256:
             path.unlink(missing_ok=True)
             return False
         _used(path)
@@ -186,11 +187,3 @@ def _used(path: Path) -> None:
     """When it was last of use, for eviction; a cache that may not be written to is one all the same."""
     with contextlib.suppress(OSError):
         os.utime(path)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

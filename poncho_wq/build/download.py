@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import hashlib
 import http.client
 import json
 import netrc
@@ -30,6 +29,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from poncho_wq.build import keyring
+from poncho_wq.digests import sha256_of
 from poncho_wq.errors import FetchError, redact
 from poncho_wq.progress import OnProgress, Progress
 from poncho_wq.scratch import disk_error
@@ -241,7 +241,7 @@ class _Transfer:
         return self._complete(size, etag, modified)
 
     def _complete(self, size: int, etag: str | None, modified: str | None) -> Downloaded:
-        return Downloaded(size=size, sha256=_digest(self.partial), etag=etag, modified=modified)
+        return Downloaded(size=size, sha256=sha256_of(self.partial), etag=etag, modified=modified)
 
     def _copy(self, reply: Any, begun: int, total: int | None) -> int:
         done, reported = begun, 0.0
@@ -406,11 +406,3 @@ def _content_range(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         return None, None
     return None if match[1] is None else int(match[1]), None if match[2] == "*" else int(match[2])
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from poncho_wq.build import FileGroup, Prefix, builds, elf
 from poncho_wq.build.builds import Builds, Outcome, own_files
 from poncho_wq.build.interpreter import Interpreter, installed_versions
 from poncho_wq.build.interpreters import Interpreters, Sought
-from poncho_wq.build.packages import settle_packages
+from poncho_wq.build.packages import Binaries, settle_packages
 from poncho_wq.build.records import Distribution
 from poncho_wq.build.stdlib import loader_of
 from poncho_wq.build.uv import Uv
@@ -101,32 +101,19 @@ class HostBuilder:
         of_interpreter = list_files(prefix)
         check_glibc(spec.glibc, highest_glibc(prefix, of_interpreter), what=f"Python {python.version} of this machine")
 
-        self._install(spec, lock, prefix, on_progress)
-        private = [self._uv().cache, Path(tempfile.gettempdir())]
-        installed, binaries = settle_packages(python, prefix, os.environ, private=private)
-
-        files = list_files(prefix)
+        installed, binaries, files = self._installed(spec, lock, prefix, on_progress)
         highest = highest_glibc(prefix, files, binaries.facts)
         check_glibc(spec.glibc, highest, what="a package")
         glibc = None if highest is None else highest[0]
         groups = group_files(python, files, of_interpreter, installed)
-        usual = not any(each.built_here for each in installed) and own_files(installed, files)
         outcome = None
         with suppress(OSError, BuildError):  # what later builds miss is not missed here
             lines = _lines(lock, spec)
-            if usual and lines:
+            if lines and _are_usual(installed, files):
                 earlier = builds.earlier(lines, groups, binaries, loader_of(python, os.environ), prefix, glibc)
                 if earlier is not None:
                     outcome = Outcome(builds=self._builds(), key=self._key(spec, lock, sought), earlier=earlier)
-        return Prefix(
-            path=prefix,
-            python=python.version,
-            platform=host_platform(),
-            glibc=glibc,
-            groups=groups,
-            certificates=certificates,
-            outcome=outcome,
-        )
+        return self._prefix(prefix, glibc, groups, certificates, outcome)
 
     def rebuild(self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress) -> Prefix | None:
         self._check_python(spec)
@@ -156,23 +143,34 @@ class HostBuilder:
         of_interpreter = list_files(prefix)
         wanted = builds.to_install(earlier, lines)
         some = replace(lock, packages=tuple(package for package in lock.packages if package.name in wanted))
-        self._install(spec, some, prefix, on_progress)
-        private = [self._uv().cache, Path(tempfile.gettempdir())]
-        installed, _binaries = settle_packages(python, prefix, os.environ, private=private)
-
-        files = list_files(prefix)
-        if any(each.built_here for each in installed) or not own_files(installed, files):
+        installed, _binaries, files = self._installed(spec, some, prefix, on_progress)
+        if not _are_usual(installed, files):
             return None
         there = group_files(python, files, of_interpreter, installed)
         groups = builds.combined(earlier, lines, there, prefix, f"lib/{python.library}/site-packages/")
         if groups is None:
             return None
         outcome = Outcome(builds=self._builds(), key=key, earlier=replace(earlier, lines=lines, groups=groups))
+        return self._prefix(prefix, earlier.glibc, groups, certificates, outcome)
+
+    def _installed(
+        self, spec: EnvSpec, lock: Lock, prefix: Path, on_progress: OnProgress
+    ) -> tuple[list[Distribution], Binaries, list[str]]:
+        """Install the packages of ``lock``; they, what their binaries say, and all files that ``prefix`` has then."""
+        self._install(spec, lock, prefix, on_progress)
+        private = [self._uv().cache, Path(tempfile.gettempdir())]
+        installed, binaries = settle_packages(self._python, prefix, os.environ, private=private)
+        return installed, binaries, list_files(prefix)
+
+    def _prefix(
+        self, path: Path, glibc: str | None, groups: tuple[FileGroup, ...], certificates: tuple[str, ...],
+        outcome: Outcome | None,
+    ) -> Prefix:  # fmt: skip
         return Prefix(
-            path=prefix,
-            python=python.version,
+            path=path,
+            python=self._python.version,
             platform=host_platform(),
-            glibc=earlier.glibc,
+            glibc=glibc,
             groups=groups,
             certificates=certificates,
             outcome=outcome,
@@ -235,6 +233,11 @@ class HostBuilder:
                 f"the lock is for Python {lock.python} on {lock.platform}, and this is Python {mine[0]} on {mine[1]}",
                 advice="build it with the Python that it was locked for, or lock the environment again",
             )
+
+
+def _are_usual(installed: Iterable[Distribution], files: Iterable[str]) -> bool:
+    """Whether all packages came as they were published, and none has a file of another: they can come and go alone."""
+    return not any(each.built_here for each in installed) and own_files(installed, files)
 
 
 def _lines(lock: Lock, spec: EnvSpec) -> dict[str, str]:

@@ -34,6 +34,7 @@ from poncho_wq.build.interpreter import Interpreter
 from poncho_wq.build.libraries import Loader, find_patchelf, stays_behind
 from poncho_wq.build.neutral import home_directory
 from poncho_wq.build.stdlib import certificates_of, copy_interpreter, loader_of, sources_of
+from poncho_wq.digests import in_batches, sha256_of
 from poncho_wq.errors import BuildError, CacheError
 from poncho_wq.scratch import sweep, work_directory
 
@@ -41,7 +42,6 @@ _FORMAT = "poncho-interpreter 1"
 _FACTS, _PREFIX = "facts.json", "prefix"
 # An interpreter that was updated is not wanted again; one that nothing was built with for so long can be copied anew.
 _KEPT = 30 * 24 * 3600
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,16 +242,5 @@ def _pool() -> ThreadPoolExecutor:
 
 def _digests(files: Sequence[str]) -> list[str]:
     """sha256 of each.  Raises ``OSError``."""
-    batches = [files[start : start + 64] for start in range(0, len(files), 64)]
     with _pool() as pool:
-        return [
-            digest for batch in pool.map(lambda batch: [_digest(file) for file in batch], batches) for digest in batch
-        ]
-
-
-def _digest(file: str) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb", buffering=0) as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return in_batches(sha256_of, files, pool)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import hashlib
 import json
 import os
 import tempfile
@@ -26,6 +25,7 @@ from rattler import exceptions
 from rattler.package import BuildString
 
 from poncho_wq.build.solver_words import Question, explain_fetch, explain_solve
+from poncho_wq.digests import sha256_of
 from poncho_wq.errors import BuildError, FetchError, PonchoError, SpecError, redact
 from poncho_wq.progress import OnProgress, Progress
 
@@ -269,20 +269,12 @@ def _check_local(records: Sequence[Record]) -> None:
     """Compare packages on disk with their sha256; py-rattler does that for downloads only."""
     here = [(record, path) for record in records if (path := _local(record)) is not None and path.is_file()]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for (record, path), actual in zip(here, pool.map(lambda pair: _sha256(pair[1]), here), strict=True):
+        for (record, path), actual in zip(here, pool.map(lambda pair: sha256_of(pair[1]), here), strict=True):
             if actual != record.get("sha256", actual):
                 raise BuildError(
                     f"{path}: is not the package that was locked: its sha256 is {actual}, expected {record['sha256']}",
                     advice="the channel changed a file that it had published; lock the environment again",
                 )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _not_here(absent: Sequence[Record]) -> FetchError:

@@ -17,6 +17,7 @@ from poncho_wq.cache import ENTRY_NAME, Cache
 from poncho_wq.caching import inuse
 from poncho_wq.caching.admin import remove
 from poncho_wq.caching.listing import Listed
+from poncho_wq.digests import sha256_of
 from poncho_wq.errors import CorruptTarball
 from poncho_wq.manifest import end_member, read_manifest
 from poncho_wq.packing.compression import LAYER_SUFFIXES, Damaged, Form, form_of
@@ -136,18 +137,15 @@ def _layer(path: Path, form: Form) -> Damage | None:
 
 
 def _download(path: Path) -> Damage | None:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
+        digest = sha256_of(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         return Damage(kind="download", path=path, problem=f"cannot be read: {error.strerror}")
-    if digest.hexdigest() == path.name:
+    if digest == path.name:
         return None
-    return Damage(kind="download", path=path, problem=f"has the sha256 {digest.hexdigest()}")
+    return Damage(kind="download", path=path, problem=f"has the sha256 {digest}")
 
 
 def _problem(form: Form, stream: BinaryIO, length: int, digest: str) -> str | None:

@@ -145,7 +145,8 @@ def open_engine(
         engine = stack.enter_context(opened(port, name, directory))
         password = None
         if password_file is not None:
-            password = _password_of(password_file)
+            if not os.path.isfile(password_file):
+                raise EngineError(f"{password_file}: there is no such password file")
             say = engine.queue.specify_password_file if kind == "work_queue" else engine.queue.set_password_file
             say(password_file)
         elif setup is None and workers and not port and name is None and factory is None:
@@ -153,36 +154,26 @@ def open_engine(
         if setup is not None:
             setup(engine.queue)
         recording.attach(engine.queue)
+        options: dict[str, Any] = {
+            "count": workers,
+            "cores": cores,
+            "features": tuple(features),
+            "directory": directory,
+        }
         if workers and factory is not None:
-            stack.enter_context(
-                Factory(
-                    kind, engine.queue.port, factory, count=workers, cores=cores, features=tuple(features),
-                    directory=directory, password_file=password_file, worker_options=worker_options,
-                )
-            )  # fmt: skip
-        elif workers:
-            # Before the manager ends: workers that lose it would look for it until they are ended.
-            engine.workers = stack.enter_context(
-                LocalWorkers(
-                    engine.queue.port,
-                    count=workers,
-                    cores=cores,
-                    directory=directory,
-                    program=WORK_QUEUE if kind == "work_queue" else TASKVINE,
-                    features=features,
-                    password=password,
-                    options=worker_options,
-                )
+            started = Factory(
+                kind, engine.queue.port, factory, password_file=password_file, worker_options=worker_options, **options
             )
+            stack.enter_context(started)
+        elif workers:
+            told = [] if password_file is None else [f"--password={os.path.abspath(password_file)}"]
+            program = WORK_QUEUE if kind == "work_queue" else TASKVINE
+            here = LocalWorkers(
+                engine.queue.port, program=program, password=password, options=(*worker_options, *told), **options
+            )
+            # Before the manager ends: workers that lose it would look for it until they are ended.
+            engine.workers = stack.enter_context(here)
         yield engine
-
-
-def _password_of(file: str) -> str:
-    """What is in a password file, as managers and workers read it.  Raises ``EngineError``."""
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"{file}: the password cannot be read: {error}") from error
 
 
 def _new_password(kind: str, queue: Any) -> str:

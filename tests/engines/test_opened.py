@@ -59,7 +59,7 @@ def test_workers_that_are_started_know_the_password(
 
 def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
     with (
-        pytest.raises(EngineError, match="none: the password cannot be read"),
+        pytest.raises(EngineError, match="none: there is no such password file"),
         opened("work_queue", workers=1, password_file=str(tmp_path / "none")),
     ):
         pass
