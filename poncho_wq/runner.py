@@ -587,6 +587,19 @@ def _leaving(status: int) -> None:
     """Nothing is left to do but to end."""
 
 
+def _has_no_threads(threading: Any) -> bool:
+    """Whether there is nothing that ``threading`` would wait for, or call, before the interpreter ends.
+
+    To have it look costs a warm task a twentieth of all that it does.
+    """
+    try:
+        return not sys.modules["_thread"]._count() and all(
+            call.func.__module__ == "concurrent.futures.thread" for call in threading._threading_atexits
+        )
+    except (AttributeError, KeyError):
+        return False
+
+
 def _end(status: int, before: set[str] | None) -> None:
     """End as the interpreter does: threads, exit functions, streams; but do not take every module apart.
 
@@ -596,7 +609,7 @@ def _end(status: int, before: set[str] | None) -> None:
     try:
         if before is not None and _open_descriptors() <= before:
             threading, atexit = sys.modules.get("threading"), sys.modules.get("atexit")
-            if threading is not None:
+            if threading is not None and not _has_no_threads(threading):
                 threading._shutdown()
             if atexit is not None:
                 atexit._run_exitfuncs()

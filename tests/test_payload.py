@@ -230,6 +230,22 @@ def test_threads_are_waited_for(result: Path) -> None:
     assert (result.parent / "left").exists()
 
 
+@pytest.mark.skipif(not hasattr(threading, "_register_atexit"), reason="Python 3.9's and later")
+def test_what_is_to_be_called_before_threads_are_waited_for(result: Path) -> None:
+    """An internal of Python's, which libraries use; that of idle pools of threads need not be called."""
+    body = "import concurrent.futures, threading\nconcurrent.futures.ThreadPoolExecutor()\n"
+    status, said = _ends(body + "threading._register_atexit(print, 'first')", result)
+    assert status == 0
+    assert said.split() == ["first"]
+
+
+def test_a_pool_that_is_left_running_ends_its_work(result: Path) -> None:
+    body = "import concurrent.futures, time\ndef late():\n    time.sleep(0.3)\n    open(path, 'w').close()\n"
+    status, _ = _ends(body + "concurrent.futures.ThreadPoolExecutor().submit(late)", result)
+    assert status == 0
+    assert (result.parent / "left").exists()
+
+
 def test_data_of_a_file_left_open_is_written(result: Path) -> None:
     status, _ = _ends("global kept\nkept = open(path, 'w')\nkept.write('words')", result)
     assert status == 0

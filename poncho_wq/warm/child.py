@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from poncho_wq.warm.children import _received
     from poncho_wq.warm.order import _Odd, _Start, _wanted_changes
     from poncho_wq.warm.server import _Server
+    from poncho_wq.warm.settling import _Generators
 
 # What a task's child has said so far.
 NOTHING, STARTED, ENDED = range(3)
@@ -31,8 +32,9 @@ def _live(server: _Server, line: socket, highest: int) -> None:
         # Below are the lock and the worker.
         os.closerange(3, line.fileno())
         os.closerange(line.fileno() + 1, highest + 1)
+        server.hooks.keeping = False
         server.gc.enable()
-        _refresh()
+        _refresh(server.generators)
         _rehearse()
         content, fds = _received(line)
         if not content:
@@ -135,18 +137,12 @@ def _activation(names: list[bytes], environ: dict[bytes, bytes]) -> dict[bytes, 
     return dict(zip(names, found))  # noqa: B905 # strict= is Python 3.10's
 
 
-def _refresh() -> None:
-    """Python's own generator seeds itself after a fork; numpy's global one does not.  Nor is $TMPDIR the server's."""
+def _refresh(generators: _Generators) -> None:
+    """Neither another's random numbers, nor the server's $TMPDIR."""
+    generators.seed()
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = None  # type: ignore[attr-defined]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and "numpy.random" in sys.modules:
-        try:
-            # What seed() would do, at half of its cost.
-            numpy.random.set_state(("MT19937", numpy.frombuffer(os.urandom(4 * 624), "u4"), 624))
-        except ValueError:
-            numpy.random.seed()  # of another kind
 
 
 def _rehearse() -> None:

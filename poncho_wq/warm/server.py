@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poncho_wq.warm.children import _Children
     from poncho_wq.warm.fitness import UNFIT, _can_fork, _is_fit, _shared_state
     from poncho_wq.warm.order import _TEMPORARY, _close, _content, _Odd, _order, _Start, _streams
-    from poncho_wq.warm.settling import _first_use
+    from poncho_wq.warm.settling import _first_use, _Generators, _Hooks
     from poncho_wq.warm.starting import ANY, unfit
 
 SLOTS = 64
@@ -81,6 +81,8 @@ class _Server:
         self.seen: set[bytes] = set()
         self.imported: set[str] = set()
         self.used_first: set[str] = set()
+        self.hooks = _Hooks()
+        self.generators = _Generators()
         self.tasks: dict[int, _Task] = {}
         self.poll = select.poll()
         self.children = _Children(self.live, self.poll)
@@ -132,8 +134,9 @@ class _Server:
         _first_use(self.used_first)
         signal.alarm(0)
         try:
+            self.generators.settled()
             for _ in range(TIMES):
-                _refresh()
+                _refresh(self.generators)
                 _rehearse()
         except Exception:
             # Something that was imported has changed Python so that no child could.

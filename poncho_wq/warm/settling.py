@@ -6,12 +6,97 @@ A child pays for what it is the first to write to since the fork: some 3 µs for
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+# Of the standard library.  What the first do after a fork is to mend the locks and lists of threads that stayed behind;
+# the last seeds its generator, which ``_Generators`` does for a quarter of that.
+_KEPT_BACK = ("threading", "logging", "concurrent.futures.thread", "random")
+# That all of the 624 words of a Mersenne Twister's state are, and new ones have to be made of them.
+_USED_UP = (624).to_bytes(4, sys.byteorder)
+
+
+class _Hooks:
+    """Keeps back what ``_KEPT_BACK`` register to be called at a fork, when they are imported after this.
+
+    The server has one thread, and so nothing to mend; to do it all the same would cost a child as much as to take a
+    task's place does.  What a task forks may have something to mend: it gets all of them, before its first fork.
+    """
+
+    def __init__(self) -> None:
+        self.register = os.register_at_fork
+        self.kept: list[dict[str, Callable[[], object]]] = []
+        # For the child to set.
+        self.keeping = True
+        self.register(before=self.before)
+        os.register_at_fork = self.called  # type: ignore[assignment]
+
+    def called(self, **hooks: Callable[[], object]) -> None:
+        """In place of ``os.register_at_fork``."""
+        if self.keeping and sys._getframe(1).f_globals.get("__name__") in _KEPT_BACK:
+            self.kept.append(hooks)
+        else:
+            self.register(**hooks)
+
+    def before(self) -> None:
+        """At a fork.  What is registered now is called after this fork, but not before it."""
+        if self.keeping or not self.kept:
+            return
+        kept, self.kept = self.kept, []
+        for hooks in kept:
+            self.register(**hooks)
+        for hooks in reversed(kept):
+            if "before" in hooks:
+                hooks["before"]()
+
+
+class _Generators:
+    """The generators of ``random`` and ``numpy.random``, which every child seeds for itself."""
+
+    def __init__(self) -> None:
+        self.python: Any = None
+        self.numpy: Any = None
+        # Of numpy's state, to be written to without the many steps that lead there; 0 when it is not known.
+        self.address = 0
+
+    def settled(self) -> None:
+        """Note what has been imported, and find the way that has a child write to the fewest pages."""
+        random = sys.modules.get("random")
+        if random is not None:
+            import _random
+
+            random._inst.gauss_next = None  # as its own seed() does
+            self.python = _random.Random.seed, random._inst
+        if "numpy" in sys.modules and "numpy.random" in sys.modules:
+            self.numpy = sys.modules["numpy"]
+            try:
+                self.address = self.state_of(self.numpy)
+            except Exception:
+                self.address = 0  # another numpy, or a generator of another kind
+
+    def state_of(self, numpy: Any) -> int:
+        """Where numpy's Mersenne Twister has its 624 words and the number of those that are used up; 0 if elsewhere."""
+        import ctypes
+
+        words = os.urandom(4 * 624)
+        numpy.random.set_state(("MT19937", numpy.frombuffer(words, "u4"), 624))
+        address: int = numpy.random.mtrand._rand._bit_generator.ctypes.state_address
+        self.move = ctypes.memmove
+        return address if ctypes.string_at(address, 4 * 625) == words + _USED_UP else 0
+
+    def seed(self) -> None:
+        if self.python is not None:
+            seed, generator = self.python
+            seed(generator)
+        if self.address:
+            self.move(self.address, os.urandom(4 * 624) + _USED_UP, 4 * 625)
+        elif self.numpy is not None:
+            self.numpy.random.seed()
 
 
 def _first_use(done: set[str]) -> None:

@@ -144,6 +144,44 @@ def test_seeds_are_not_passed_on(workspace: Workspace) -> None:
     assert values[0][1] != values[1][1]
 
 
+def test_a_task_may_fork_while_its_threads_hold_locks(workspace: Workspace) -> None:
+    server = workspace.warm_up("logging", "random", "threading")
+    work = named(
+        """
+def f():
+    import logging, os, random, threading
+    go = threading.Event()
+    def hold():
+        logging._acquireLock() if hasattr(logging, "_acquireLock") else logging._lock.acquire()
+        try:
+            go.wait(0.2)
+        finally:
+            logging._releaseLock() if hasattr(logging, "_releaseLock") else logging._lock.release()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    found = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            logging.getLogger("another").warning("%d threads", threading.active_count())
+            os.write(writing, str((threading.active_count(), random.random())).encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as file:
+            found.append(file.read())
+        os.waitpid(child, 0)
+    go.set()
+    thread.join()
+    return os.getppid(), found
+"""
+    )
+    pid, found = workspace.run(work).value
+    assert pid == server
+    assert [text.startswith("(1, ") for text in found] == [True, True], found
+    assert found[0] != found[1]
+
+
 def test_numpy_works_in_every_child(workspace: Workspace) -> None:
     """OpenBLAS has threads of its own, which it ends before a fork and starts again after."""
     work = named(
