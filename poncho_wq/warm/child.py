@@ -138,8 +138,11 @@ def _activation(names: list[bytes], environ: dict[bytes, bytes]) -> dict[bytes, 
 
 
 def _refresh(generators: _Generators) -> None:
-    """Neither another's random numbers, nor the server's $TMPDIR."""
+    """Neither another's random numbers, nor the server's $TMPDIR and number."""
     generators.seed()
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading.main_thread()._set_native_id()  # which Python before 3.13 forgets as well
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = None  # type: ignore[attr-defined]

@@ -31,6 +31,7 @@ def f(*imports):
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "affinity": sorted(os.sched_getaffinity(0)),
         "threads": (threading.active_count(), len(os.listdir("/proc/self/task"))),
+        "its number": threading.main_thread().native_id == os.getpid(),
         "recursion": sys.getrecursionlimit(),
         "switches": (sys.getswitchinterval(), gc.isenabled(), gc.get_threshold()),
         "trace": (sys.gettrace(), sys.getprofile(), sys.displayhook is sys.__displayhook__),
@@ -80,10 +81,11 @@ def clean(workspace: Workspace) -> tuple[Workspace, int, dict[str, Any]]:
     return workspace, server, workspace.run(LOOK).value
 
 
-def test_a_warm_task_sees_what_a_fresh_one_does(workspace: Workspace) -> None:
-    fresh = workspace.run(LOOK)
+@pytest.mark.parametrize("modules", [(), ("logging", "random", "tempfile", "threading")])
+def test_a_warm_task_sees_what_a_fresh_one_does(workspace: Workspace, modules: tuple[str, ...]) -> None:
+    fresh = workspace.run(LOOK, modules=modules)
     until(workspace.server, "a server")
-    warm = workspace.run(LOOK)
+    warm = workspace.run(LOOK, modules=modules)
     assert "served=1 " in until(
         lambda: "served=1 " in workspace.read("status") and workspace.read("status"), "a report"
     )
