@@ -593,9 +593,9 @@ def _has_no_threads(threading: Any) -> bool:
     To have it look costs a warm task a twentieth of all that it does.
     """
     try:
-        return not sys.modules["_thread"]._count() and all(
-            call.func.__module__ == "concurrent.futures.thread" for call in threading._threading_atexits
-        )
+        calls = [threading._shutdown, *(call.func for call in threading._threading_atexits)]
+        known = ("threading", "concurrent.futures.thread")  # others put theirs in place of Python's
+        return not sys.modules["_thread"]._count() and all(call.__module__ in known for call in calls)
     except (AttributeError, KeyError):
         return False
 

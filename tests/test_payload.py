@@ -239,6 +239,12 @@ def test_what_is_to_be_called_before_threads_are_waited_for(result: Path) -> Non
     assert said.split() == ["first"]
 
 
+def test_a_library_s_own_way_to_wait_for_threads(result: Path) -> None:
+    body = "import threading\ndef wait():\n    print('waited')\nwait.__module__ = 'another'\nthreading._shutdown = wait"
+    status, said = _ends(body, result)
+    assert (status, said.split()) == (0, ["waited"])
+
+
 def test_a_pool_that_is_left_running_ends_its_work(result: Path) -> None:
     body = "import concurrent.futures, time\ndef late():\n    time.sleep(0.3)\n    open(path, 'w').close()\n"
     status, _ = _ends(body + "concurrent.futures.ThreadPoolExecutor().submit(late)", result)
