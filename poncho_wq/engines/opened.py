@@ -148,7 +148,9 @@ def open_engine(
             if not os.path.isfile(password_file):
                 raise EngineError(f"{password_file}: there is no such password file")
             say = engine.queue.specify_password_file if kind == "work_queue" else engine.queue.set_password_file
-            say(password_file)
+            # Else the manager would want none, and give tasks to any worker.
+            if not say(password_file):
+                raise EngineError(f"{password_file}: the password file is empty, or cannot be read")
         elif setup is None and workers and not port and name is None and factory is None:
             password = _new_password(kind, engine.queue)
         if setup is not None:

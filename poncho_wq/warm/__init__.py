@@ -38,7 +38,7 @@ So a task under Work Queue's resource monitor runs fresh.
     client.sh     the shell's part: built-ins only, since every process that it starts would cost as much as the child
     server.py     S: the standard library, Python 3.9 and Linux 5.3 or later; elsewhere all tasks run fresh
     fitness.py    whether S may be forked after an import: no threads, nothing that all children would share
-    settling.py   what S does after its imports, so that a child has less to do
+    settling.py   what S does about what it imports, so that a child has less to do
     order.py      what C needs to know of T2, read by S
     children.py   how S forks C, and has one wait
     child.py      how C takes T2's place

@@ -29,8 +29,11 @@ class _Hooks:
     """
 
     def __init__(self) -> None:
+        import _thread
+
         self.register = os.register_at_fork
         self.kept: list[dict[str, Callable[[], object]]] = []
+        self.lock = _thread.allocate_lock()
         # For the child to set.
         self.keeping = True
         self.register(before=self.before)
@@ -45,11 +48,15 @@ class _Hooks:
 
     def before(self) -> None:
         """At a fork.  What is registered now is called after this fork, but not before it."""
-        if self.keeping or not self.kept:
+        kept = self.kept
+        if self.keeping or not kept:
             return
-        kept, self.kept = self.kept, []
-        for hooks in kept:
-            self.register(**hooks)
+        # Another thread that forks has to wait until all are registered.  A process that is forked while one holds the
+        # lock never comes here: then there is nothing kept any more.
+        with self.lock:
+            for hooks in self.kept:
+                self.register(**hooks)
+            self.kept = []
         for hooks in reversed(kept):
             if "before" in hooks:
                 hooks["before"]()
@@ -72,7 +79,7 @@ class _Generators:
 
             random._inst.gauss_next = None  # as its own seed() does
             self.python = _random.Random.seed, random._inst
-        if "numpy" in sys.modules and "numpy.random" in sys.modules:
+        if "numpy.random" in sys.modules:
             self.numpy = sys.modules["numpy"]
             try:
                 self.address = self.state_of(self.numpy)

@@ -65,6 +65,17 @@ def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", ["work_queue", "taskvine"])
+def test_a_password_file_that_holds_none(kind: str, tmp_path: Path) -> None:
+    """With which a manager would want no password at all."""
+    (tmp_path / "empty").touch()
+    with (
+        pytest.raises(EngineError, match="empty: the password file is empty, or cannot be read"),
+        opened(kind, workers=1, password_file=str(tmp_path / "empty")),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("retries", [1, 2])
 def test_a_task_is_given_up_when_its_workers_die(retries: int, environment: Any, tmp_path: Path) -> None:
     """Not before it was tried again as often as it may be."""

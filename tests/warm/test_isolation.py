@@ -154,11 +154,8 @@ def f():
     import logging, os, random, threading
     go = threading.Event()
     def hold():
-        logging._acquireLock() if hasattr(logging, "_acquireLock") else logging._lock.acquire()
-        try:
+        with logging._lock:
             go.wait(0.2)
-        finally:
-            logging._releaseLock() if hasattr(logging, "_releaseLock") else logging._lock.release()
     thread = threading.Thread(target=hold)
     thread.start()
     found = []

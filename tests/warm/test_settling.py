@@ -137,6 +137,42 @@ def test_state_that_lies_elsewhere_is_not_written_to(monkeypatch: pytest.MonkeyP
     assert settling._Generators().state_of(fake) == 0
 
 
+def test_threads_that_fork_at_the_same_time_all_wait_for_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    registering, go = threading.Event(), threading.Event()
+    registered: list[str] = []
+    called: list[str] = []
+
+    def register(**hooks: Any) -> None:
+        if "after_in_child" in hooks:
+            registering.set()
+            assert go.wait(30)
+            registered.extend(hooks)
+
+    monkeypatch.setattr(os, "register_at_fork", register)
+    hooks = settling._Hooks()
+    hooks.kept = [{"before": lambda: called.append("one"), "after_in_child": lambda: None}]
+    hooks.keeping = False
+    ended: list[int] = []
+
+    def fork() -> None:
+        hooks.before()
+        ended.append(len(registered))
+
+    threads = [threading.Thread(target=fork) for _ in range(2)]
+    threads[0].start()
+    assert registering.wait(30)
+    threads[1].start()
+    threads[1].join(0.3)
+    assert (ended, called) == ([], [])
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert (ended, called, sorted(registered)) == ([2, 2], ["one", "one"], ["after_in_child", "before"])
+    # Nobody waits for a thread that a fork has left behind with the lock.
+    hooks.lock.acquire()
+    hooks.before()
+
+
 HOOKS = """
 import os, sys
 from poncho_wq.warm.settling import _Hooks, _KEPT_BACK
@@ -164,11 +200,10 @@ def first():
     assert os.register_at_fork is not hooks.register
     hooks.keeping = False
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    here = random.random()
     # What other threads of a task do at the moment of its fork is mended in what it forks.
     held, go = threading.Event(), threading.Event()
     def hold():
-        with logging._lock if hasattr(logging, "_lock") else threading.Lock():
+        with logging._lock:
             held.set()
             go.wait(.3)
     thread = threading.Thread(target=hold)
