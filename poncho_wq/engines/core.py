@@ -26,7 +26,7 @@ from poncho_wq.engines.shipping import Shipment, ship
 from poncho_wq.engines.statistics import COLLECT, STATS_NAME, EnvironmentStats, read_stats
 from poncho_wq.errors import EngineError
 from poncho_wq.program import runner_program, warm_client
-from poncho_wq.warm.wanted import Warm, group_of, modules_of, survives_fork
+from poncho_wq.warm.wanted import Warm, checked_warm, group_of, modules_of, survives_fork
 from poncho_wq.wrapper import wrapper_digest, wrapper_path
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ class Job:
 
     def set_warm(self, warm: Warm) -> None:
         """Whether to use a warm interpreter.  Raises ``EngineError`` for a command and after submission."""
-        if warm not in ("auto", True, False):
-            raise EngineError(f'warm is "auto", True or False, not {warm!r}')
+        checked_warm(warm)
         if self.function is None:
             raise EngineError("only a function task can have a warm interpreter; a command starts its own programs")
         self._refuse_when_planned("how it starts")

@@ -22,6 +22,7 @@ from poncho_wq.engines.core import split_arguments
 from poncho_wq.engines.dispatcher import Dispatcher, RemoteFuture, Work
 from poncho_wq.engines.mapping import works_of
 from poncho_wq.engines.opened import Engine, Needs, open_engine
+from poncho_wq.warm.wanted import checked_warm
 
 if TYPE_CHECKING:
     from poncho_wq.engines.bar import Bar
@@ -66,7 +67,7 @@ class Executor(futures.Executor):
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         self._environment = environment
-        self._warm = warm
+        self._warm = checked_warm(warm)
         self._needs = needs if needs is not None else Needs(cores=1, retries=3)
         self._bar: Bar | None = None
         settled: Callable[[Work], None] | None = None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
+from poncho_wq.errors import EngineError
 from poncho_wq.warm.fitness import UNFIT
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ Warm = Literal["auto", True, False]
 _NEVER_BEFOREHAND = frozenset({"__main__", "antigravity", "this", "idlelib", "readline", "rlcompleter", "tkinter"})
 _MOST = 256
 _known: dict[int, tuple[Reach, tuple[str, ...]]] = {}
+
+
+def checked_warm(warm: Warm) -> Warm:
+    """What was given, if it is one of them.  Raises ``EngineError``."""
+    if warm not in ("auto", True, False):
+        raise EngineError(f'warm is "auto", True or False, not {warm!r}')
+    return warm
 
 
 def survives_fork(modules: Iterable[str]) -> bool:

@@ -185,6 +185,12 @@ def test_workers_that_always_die_break_the_executor(
             pool.submit(double, 1)
 
 
+@pytest.mark.parametrize("kind", ["work_queue", "local", "taskvine"])
+def test_another_warm_is_refused_before_anything_is_started(kind: str) -> None:
+    with pytest.raises(EngineError, match="warm is \"auto\", True or False, not 'maybe'"):
+        Executor(kind, workers=1, warm="maybe")  # type: ignore[arg-type]
+
+
 def test_an_engine_that_cannot_be_opened_raises_at_once() -> None:
     with pytest.raises(EngineError, match="no engine 'abacus'"):
         Executor("abacus")
