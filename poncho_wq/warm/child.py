@@ -87,8 +87,12 @@ def _take_place(order: dict[str, Any], fds: list[int], start: _Start) -> None:
     """
     client, clientfd = order["client"], fds[0]
     _take_environ(order, start)
-    # Work Queue makes its task the leader of a group from outside, which fails when the task's shell is quicker.
-    os.setpgid(0, client if os.getpgid(client) == client else 0)
+    group = os.getpgid(client)
+    # Work Queue makes its task the leader of a group from outside, which fails when the shell is quicker.  Nobody could
+    # kill it here, nor while it waits for us: the wrapper makes itself the leader.
+    if group == start.workers_group:
+        raise _Odd("the client is in its worker's group")
+    os.setpgid(0, client if group == client else 0)
     os.chdir(f"/proc/{client}/cwd")
     os.umask(order["umask"])
     if "nice" in order:

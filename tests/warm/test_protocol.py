@@ -187,8 +187,17 @@ def test_a_line_that_could_be_torn_apart(any_shell: Workspace) -> None:
     assert (done.stdout, done.stderr) == ("fresh\n", "")
 
 
+def test_a_task_in_its_workers_group_runs_fresh(workspace: Workspace) -> None:
+    """Work Queue's worker makes it a leader when its shell runs already, which the system refuses: nobody kills it."""
+    server = workspace.warm_up()
+    task = workspace.run(parent, leads=False)
+    assert task.value != server
+    assert "worker's group" in workspace.read("refused")
+    assert workspace.run(parent).value == server
+
+
 def test_a_task_that_leads_no_group_of_its_own(workspace: Workspace) -> None:
-    """Work Queue's worker tries to make it the leader when its shell runs already, which the system refuses."""
+    """A shell that stays may be between a worker and the client."""
     server = workspace.warm_up()
     inner = workspace.start(parent, parent=["/bin/sh", "-c", '"$@"; exit $?', "sh"])
     assert inner.process.wait(30) == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.wrapper import tarballs
-from tests.wrapper.conftest import WRAPPER, Samples, World, tree
+from tests.wrapper.conftest import WRAPPER, Samples, World, path_without, tree
 
 TEMPLATES = ("activate", "conda-unpack", "run_in_env")
 POSITIONAL = WRAPPER.parent / "python_package_run"
@@ -484,6 +484,50 @@ def test_the_command_replaces_the_wrapper(world: World, samples: Samples, room: 
         process = world.start("-e", samples.ours.path, "-d", room / "env", "sh", "-c", "echo $$ $PPID")
         out, err = process.communicate(timeout=60)
         assert (out, err) == (f"{process.pid} {os.getpid()}\n", "")
+
+
+# A worker, as far as the wrapper looks: a parent with that name.  It starts its words, as the leader of
+# a group or in its own, and says who they were and how they ended.
+WORKER = """
+import os, subprocess, sys
+open("/proc/self/comm", "w").write(sys.argv[1])
+task = subprocess.Popen(sys.argv[3:], start_new_session=sys.argv[2] == "leads", stdout=subprocess.PIPE, text=True)
+print(os.getpgrp(), task.pid, *task.communicate()[0].split(), task.returncode)
+"""
+
+
+@pytest.mark.parametrize("form", ["kept", "temporary"])
+@pytest.mark.parametrize(
+    ("parent", "group", "leads"),
+    [
+        ("work_queue_worker", "its parent's", True),
+        ("vine_worker", "its parent's", True),
+        ("work_queue_worker", "leads", True),
+        ("a (shell) x", "its parent's", False),
+    ],
+)
+def test_a_workers_task_leads_a_group(
+    world: World, samples: Samples, room: Path, form: str, parent: str, group: str, leads: bool
+) -> None:
+    """Workers kill groups, and are at times too slow to make their tasks the leaders of one."""
+    where = ["-d", room / "env"] if form == "kept" else []
+    command = [sys.executable, "-c", "import os, sys; print(os.getpgrp(), *sys.argv[1:]); sys.exit(7)", "a", "b"]
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, parent, group, *world.argv("-e", samples.ours.path, *where, *command)],
+        env=world.environ({"TMPDIR": str(room)}), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    parents, task, of_the_command, *rest = done.stdout.split()
+    assert of_the_command == (task if leads else parents)
+    assert (rest, done.stderr) == (["a", "b", "7"], "")
+
+
+def test_a_workers_task_where_there_is_no_setsid(samples: Samples, dash: World, room: Path) -> None:
+    path = path_without(room.parent / "no-setsid", "setsid")
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, "work_queue_worker", "", *dash.argv("-e", samples.ours.path, "true")],
+        env={"PATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[2:] == ["0"]
 
 
 def test_streams_belong_to_the_command(world: World, samples: Samples, room: Path) -> None:

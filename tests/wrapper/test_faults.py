@@ -10,6 +10,8 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -406,6 +408,69 @@ def test_everything_is_removed_while_it_is_unpacked(
     print(f"{faulty.name}: removed while unpacking: {count}, refused: {refused}, wrong: {len(verdict.wrong)}")
     assert verdict.wrong == []
     assert refused > count / 3
+
+
+# `mv` for a world in which somebody is removing what lies in the workspace: at the rename to DIR he has come as far as
+# to have removed one file of the environment. Many remove in the order in which a directory is read, and some what is
+# in its directories first.
+REMOVING_MV = f"""#!{sys.executable} -IS
+import os, sys
+order, real, words = sys.argv[1], sys.argv[2], sys.argv[3:]
+
+
+def remove(directory, inside=False):
+    entries = list(os.scandir(directory))
+    if order == "directories first":
+        entries.sort(key=lambda entry: not entry.is_dir(follow_symlinks=False))
+    for entry in entries:
+        inside_entry = inside or entry.path == words[-2]
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+            if inside_entry:
+                return True
+        elif remove(entry.path, inside_entry):
+            return True
+    return False
+
+
+if "/.poncho-env." in words[-2] and "/.poncho-env." not in words[-1]:
+    assert remove(os.path.dirname(words[-2])), "nothing was removed"
+os.execv(real, [real, *words])
+"""
+
+
+@pytest.mark.parametrize("kind", ["ours", "conda"])
+@pytest.mark.parametrize("order", ["as it is read", "directories first"])
+@pytest.mark.parametrize("file_system", ["of the tests", "tmpfs"])
+def test_removal_has_come_to_the_environment_when_it_is_published(
+    either: World, samples: Samples, room: Path, kind: str, order: str, file_system: str
+) -> None:
+    """Whoever removes a file of the environment has been at a mark before, wherever the directory has its entries."""
+    tarball = getattr(samples, kind)
+    programs = room.parent / "removing"
+    programs.mkdir()
+    real = shutil.which("mv", path=either.path)
+    (programs / "removing.py").write_text(REMOVING_MV)
+    (programs / "mv").write_text(
+        f"#!/bin/sh\nexec {sys.executable} -IS {programs}/removing.py '{order}' {real} \"$@\"\n"
+    )
+    (programs / "mv").chmod(0o755)
+    world = dataclasses.replace(either, path=f"{programs}:{either.path}")
+    with contextlib.ExitStack() as stack:
+        if file_system == "tmpfs":
+            if not os.access("/dev/shm", os.W_OK):
+                pytest.skip("no /dev/shm")
+            room = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+        for number in range(4):
+            directory = room / f"env {number}"
+            done = world.run("-e", tarball.path, "-d", directory, "true")
+            assert done.returncode == 125
+            assert "files were removed from" in done.stderr
+            assert not (directory / "poncho/ready").exists()
+            verdict = either.run("-e", tarball.path, "-d", directory, "true")
+            assert (verdict.returncode, verdict.stderr) == (0, "")
+        for path in room.iterdir():
+            assert not path.name.startswith(".poncho-new"), path
 
 
 def test_simultaneous_first_runs_by_a_link(
