@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import time
 import weakref
 from pathlib import Path
@@ -114,13 +115,17 @@ def test_tasks_capacity_features_and_cancel(kind: str, environment: Any, tmp_pat
         assert _finish(engine, 1) == [task]
         assert task.output == 42
         assert (engine.capacity().workers, engine.capacity().cores) == (1, 2)
-        cancelled = engine.PonchoTask("sleep 600", environment=environment)
+        running = tmp_path / "running"
+        cancelled = engine.PonchoTask(f"touch {shlex.quote(str(running))}; sleep 600", environment=environment)
         cut_off = engine.PonchoTask("sleep 600", environment=environment)
         after = engine.PonchoTask("true", environment=environment)
         for each in (cancelled, cut_off, after):
             engine.need(each, Needs())
         engine.submit(cancelled)
-        engine.wait(1)
+        until = time.monotonic() + 60
+        while not running.exists():
+            assert time.monotonic() < until
+            engine.wait(1)
         engine.cancel(cancelled)
         engine.cancel(cancelled)
         engine.submit(after)
