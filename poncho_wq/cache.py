@@ -144,10 +144,9 @@ class Cache:
 
         ``make`` is given an empty directory, on the cache's disk, for whatever it needs, and returns a ``Packed``
         whose file lies in that directory; a ``poncho.lock`` beside it is kept with it, and the directory is removed
-        afterwards.  At most one process and thread at a
-        time builds a hash; the others wait for it, at most ``timeout`` seconds (None: as long as it lives), after one
-        call of ``on_wait``, and are then given the result.  ``refresh`` builds even when there is an entry, once for
-        all who ask for it at the same time.
+        afterwards.  At most one process and thread at a time builds a hash; the others wait for it, at most ``timeout``
+        seconds (None: as long as it lives), after one call of ``on_wait``, and are then given the result.  ``refresh``
+        builds even when there is an entry, once for all who ask for it at the same time.
 
         A build that fails is not tried again for ten minutes, unless ``retry`` or ``refresh`` is given or the
         ``circumstances`` (a digest of what else may decide how it ends) are others: its error is raised again.

@@ -145,12 +145,7 @@ def open_engine(
         engine = stack.enter_context(opened(port, name, directory))
         password = None
         if password_file is not None:
-            if not os.path.isfile(password_file):
-                raise EngineError(f"{password_file}: there is no such password file")
-            say = engine.queue.specify_password_file if kind == "work_queue" else engine.queue.set_password_file
-            # Else the manager would want none, and give tasks to any worker.
-            if not say(password_file):
-                raise EngineError(f"{password_file}: the password file is empty, or cannot be read")
+            _want_what_is_in(password_file, kind, engine.queue)
         elif setup is None and workers and not port and name is None and factory is None:
             password = _new_password(kind, engine.queue)
         if setup is not None:
@@ -176,6 +171,14 @@ def open_engine(
             # Before the manager ends: workers that lose it would look for it until they are ended.
             engine.workers = stack.enter_context(here)
         yield engine
+
+
+def _want_what_is_in(password_file: str, kind: str, queue: Any) -> None:
+    if not os.path.isfile(password_file):
+        raise EngineError(f"{password_file}: there is no such password file")
+    # Else the manager would want none, and give tasks to any worker.
+    if not (queue.specify_password_file if kind == "work_queue" else queue.set_password_file)(password_file):
+        raise EngineError(f"{password_file}: the password file is empty, or cannot be read")
 
 
 def _new_password(kind: str, queue: Any) -> str:
