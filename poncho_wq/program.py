@@ -69,17 +69,24 @@ def _runner_program(pid: int) -> staging.SharedFile:
     return staging.share("poncho-runner", _assembled(), ".py")
 
 
-def warm_client() -> staging.SharedFile:
-    """The shell's part of a warm interpreter.  Raises ``EngineError`` when it cannot be written."""
-    return _warm_client(os.getpid())
+def warm_client(server: str, fresh: str) -> staging.SharedFile:
+    """The shell's part of a warm interpreter: a file to be sourced, with its name as ``$1`` and then the runner's
+    words.
+
+    ``server`` names the servers that will do, and ``fresh`` is the command for where there is none, which finds the
+    runner's words as ``"$@"`` and the directory where a server may be started as ``$_poncho_warm``.  Both are part of
+    the file, since a shell that has to start again must know them.  Raises ``EngineError`` when it cannot be written.
+    """
+    return _warm_client(os.getpid(), server, fresh)
 
 
 @cache
-def _warm_client(pid: int) -> staging.SharedFile:
+def _warm_client(pid: int, server: str, fresh: str) -> staging.SharedFile:
     text = Path(__file__).parent.joinpath("warm", "client.sh").read_text(encoding="ascii")
     # A worker's shell reads it for every task: without the comments.
-    lines = [line.strip() for line in text.splitlines()]
-    return staging.share("poncho-warm", "".join(f"{line}\n" for line in lines if line[:1] != "#").encode(), ".sh")
+    lines = [line for line in map(str.strip, text.splitlines()) if line[:1] not in ("#", "")]
+    content = "\n".join([f"_poncho_id={server}", *lines, fresh, ""])
+    return staging.share("poncho-warm", content.encode("utf-8", "surrogateescape"), ".sh")
 
 
 @cache

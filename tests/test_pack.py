@@ -201,12 +201,16 @@ def layers_by(*tar: str) -> Callable[[Packed, Path], None]:
     def unpack(tarball: Packed, into: Path) -> None:
         manifest = read_manifest(tarball.path)
         assert manifest is not None
-        running = []
+        commands = []
         for layer in manifest.layers:
             start = manifest.member + layer.offset + 1
             script = f'tail -c +{start} "$1" | head -c {layer.length} | gzip -dc | {" ".join(tar)} -xf - -C "$2"'
-            running.append(subprocess.Popen(["sh", "-c", script, "sh", tarball.path, into]))
-        assert [process.wait() for process in running] == [0] * len(running)
+            commands.append(["sh", "-c", script, "sh", str(tarball.path), str(into)])
+        running = [subprocess.Popen(command) for command in commands]
+        failed = [command for command, process in zip(commands, running, strict=True) if process.wait() != 0]
+        # GNU tar gives up when somebody else makes a directory just when it is about to; the wrapper tries again, too.
+        for command in failed:
+            subprocess.run(command, check=True)
         (into / "poncho/manifest").write_text(manifest.render())
         (into / "poncho/manifest").chmod(0o644)
 

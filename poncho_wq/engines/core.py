@@ -355,13 +355,12 @@ class Job:
         start = f"{attached.prefix}{attached.python} -s ./{runner.name} "
         head, tail = f"{start}{pickled.name} ", more + place
         if warm:
-            client = warm_client()
-            cached = (*cached, (client.path, client.name))
             assert self._reach is not None
             server = f"{attached.warm}-{runner.digest[:8]}-{group_of(modules_of(self._reach))}"
             # The shell asks the warm server.  It goes on where there is none, and where that cannot do it.
-            head = f"_poncho_id={server}; set -- {pickled.name} "
-            tail = f'{more}; . ./{client.name}; {start}--warm "$_poncho_warm" "$@"{place}'
+            client = warm_client(server, f'{start}--warm "$_poncho_warm" "$@"{place}')
+            cached = (*cached, (client.path, client.name))
+            head, tail = f"set -- {client.name} {pickled.name} ", f"{more}; . ./$1"
         return _Frame(environment=env, attached=attached, cached=cached, head=head, tail=tail)
 
     def _wants_warm(self, attached: Attachment) -> bool:

@@ -1,9 +1,18 @@
-# Sourced by a task's shell, with the runner's words as "$@" and the environment's identity in $_poncho_id: have them done
-# by the warm server, if there is one. It returns when the task must run in a fresh interpreter; $_poncho_warm is then the
-# directory where a server may be started, or nothing. The story is told in poncho_wq/warm/__init__.py.
+# Sourced by a task's shell, with this file's own name and the runner's words as "$@": have them done by the warm server, if
+# there is one. The manager writes two lines to it: $_poncho_id, which is part of the names of servers that will do, before
+# it, and after it what is to be run in a fresh interpreter; $_poncho_warm is then the directory where a server may be
+# started, or nothing. The story is told in poncho_wq/warm/__init__.py.
 #
 # Built-ins only. Redirection errors of `exec` would end the shell; those of `command exec` do not. The server takes the
 # task's streams from 3, 8 and 9, since the shell moves 0 and 1 about while it reads and writes elsewhere.
+
+# A worker kills groups, and makes its tasks their leaders from outside: too late, when the task's shell runs already.
+_poncho_lead() {
+	{ read -r _poncho_word <"/proc/$PPID/comm"; } 2>/dev/null || return 0
+	case $_poncho_word in
+		work_queue_work*) ! command -v setsid >/dev/null || exec setsid sh -c '. "./$1"' sh "$@" ;;
+	esac
+}
 
 _poncho_ask() {
 	case ${WORK_QUEUE_SANDBOX-} in
@@ -72,6 +81,8 @@ _poncho_attend() {
 	exit "$((128 + _poncho_status))"
 }
 
+kill -0 "-$$" 2>/dev/null || _poncho_lead "$@"
+shift
 _poncho_warm=
 _poncho_word=
 _poncho_ask "$@"

@@ -72,20 +72,18 @@ class Workspace:
         arguments = payload.pickle_arguments(args, {})
         if arguments.text is not None:
             (home / payload.ARGUMENTS_NAME).write_text(arguments.text)
-        runner, client = runner_program(), warm_client()
-        self.kept += [shipped, runner, client]
-        for file in (shipped, runner, client):
-            shutil.copyfile(file.path, home / file.name)
+        runner = runner_program()
         # What the wrapper does, as far as it matters here.
         prefix = shlex.quote(str(self.prefix))
         wrapper = (
             f"unset PYTHONPATH PYTHONHOME; export PONCHO_PREFIX={prefix} CONDA_PREFIX={prefix}; "
             f"PATH={prefix}/bin:$PATH; . {prefix}/poncho/ready; _poncho_activate; exec {self.python}"
         )
-        return (
-            f"_poncho_id={server}; set -- {shipped.name} {arguments.word} poncho-result; . ./{client.name}; "
-            f'{wrapper} -s ./{runner.name} --warm "$_poncho_warm" "$@"'
-        )
+        client = warm_client(server, f'{wrapper} -s ./{runner.name} --warm "$_poncho_warm" "$@"')
+        self.kept += [shipped, runner, client]
+        for file in (shipped, runner, client):
+            shutil.copyfile(file.path, home / file.name)
+        return f"set -- {client.name} {shipped.name} {arguments.word} poncho-result; . ./$1"
 
     def start(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from poncho_wq.program import warm_client
 from tests.warm.conftest import Workspace, alive, named, nothing, parent, until
 
 SLEEPER = named(
@@ -181,14 +182,39 @@ def test_a_line_that_could_be_torn_apart(any_shell: Workspace) -> None:
     assert task.value == (server, 1400)
     long = any_shell.start(parent, *[name[: 7 + n] for n in range(4)])
     assert long.process.wait(30) == 0
-    script = f"_poncho_id=test; set -- a {'b' * 4000} c; . ./poncho-warm*.sh; echo fresh"
+    client = warm_client("test", "echo fresh")
+    script = f"set -- {client.name} a {'b' * 4000} c; . {client.path}"
     done = subprocess.run([*any_shell.shell, "-c", script], cwd=long.home, env=any_shell.environ, text=True,
                           capture_output=True, check=False, timeout=30)  # fmt: skip
     assert (done.stdout, done.stderr) == ("fresh\n", "")
 
 
+# A worker that makes no task the leader of a group, or tries it when the task's shell runs already, which the system
+# refuses.  It says who the task was.
+SLOW_WORKER = """
+import os, subprocess, sys
+open("/proc/self/comm", "w").write("work_queue_worker")
+os.environ.pop("LC_CTYPE", None)  # set by this Python itself (PEP 538), and a task with other languages runs fresh
+task = subprocess.Popen(sys.argv[1:])
+print(task.pid, flush=True)
+sys.exit(task.wait())
+"""
+
+
+def test_a_task_in_its_workers_group_leads_one_of_its_own(any_shell: Workspace) -> None:
+    """Nobody could kill it there: its worker kills groups."""
+    server = any_shell.warm_up()
+    look = named("def f(*words):\n    import os\n    return os.getppid(), words")
+    slow_worker = [sys.executable, "-c", SLOW_WORKER]
+    assert any_shell.run(look, "a b", "c", parent=slow_worker).value == (server, ("a b", "c"))
+    task, one, other = _running(any_shell, parent=slow_worker)
+    os.killpg(int(task.said), signal.SIGKILL)
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
+    assert task.process.wait(30) != 0
+
+
 def test_a_task_in_its_workers_group_runs_fresh(workspace: Workspace) -> None:
-    """Work Queue's worker makes it a leader when its shell runs already, which the system refuses: nobody kills it."""
+    """Where it cannot help it: the wrapper, or the runner, has other means."""
     server = workspace.warm_up()
     task = workspace.run(parent, leads=False)
     assert task.value != server
