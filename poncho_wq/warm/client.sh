@@ -1,7 +1,7 @@
-# Sourced by a task's shell, with this file's own name and the runner's words as "$@": have them done by the warm server, if
-# there is one. The manager writes two lines to it: $_poncho_id, which is part of the names of servers that will do, before
-# it, and after it what is to be run in a fresh interpreter; $_poncho_warm is then the directory where a server may be
-# started, or nothing. The story is told in poncho_wq/warm/__init__.py.
+# Sourced by a task's shell, with this file's own name and the runner's words as "$@": have them done by the warm
+# server, if there is one. The manager writes two lines to it: before it $_poncho_id, which is part of the names of
+# servers that will do, and after it what is to be run in a fresh interpreter; $_poncho_warm is then the directory where
+# a server may be started, or nothing. The story is told in poncho_wq/warm/__init__.py.
 #
 # Built-ins only. Redirection errors of `exec` would end the shell; those of `command exec` do not. The server takes the
 # task's streams from 3, 8 and 9, since the shell moves 0 and 1 about while it reads and writes elsewhere.
