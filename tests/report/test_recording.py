@@ -105,7 +105,11 @@ def test_a_run_on_real_workers(tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     queue = WorkQueue(0)
-    with poncho_wq.record(run, queue), LocalWorkers(queue.port, environ={"PATH": "/usr/bin:/bin"}):
+    queue.specify_password("its own")  # a worker of another test that has lost its manager may come by this port
+    with (
+        poncho_wq.record(run, queue),
+        LocalWorkers(queue.port, password="its own", environ={"PATH": "/usr/bin:/bin"}),
+    ):
         for text in ("1.0", "2.0", "3.0"):
             queue.submit(PonchoTask(parse, text))
         assert {task.output for task in drain(queue)} == {"1.0", "2.0", "3.0"}
