@@ -164,7 +164,8 @@ def test_who_comes_between_the_look_and_the_removal(
     (room / "go").touch()
     assert evictor.communicate(timeout=60) == ("1\n", "")
     assert late.communicate(timeout=60) == ("0\n", "")
-    assert cached(cache) == {several[0].identity, several[1].identity}
+    # The evictor makes room once more when it has unpacked, and may find that the late one has ended.
+    assert cached(cache) - {several[0].identity} == {several[1].identity}
 
 
 def test_the_evictor_is_ended_in_the_middle(
