@@ -17,7 +17,8 @@ THE STORY.  Work Queue's worker W runs tasks, each as ``sh -c COMMAND``, the lea
       imports done.  If anything at all is odd before "started", C ends, and T2 runs as T1 did.
       When it is done, C notes that in memory that it shares with S, tells T2 its status, and ends: giving its memory
       back takes as long as the task did.  Nothing of the task's is open any more then.
-      Where W was too slow to make T2 a leader, T2 makes itself that of a session, and C leads a group of its own.
+      Where W was too slow to make T2 (or T1) a leader, it makes itself that of a session.  C leads a group of its own
+      then, since no process can join one of another session.
   S   reaps C, and tells T2 how it ended if C could not; T2 ends in the same way.
   W   kills T2's group (cancel, lost manager): C is in it.  W kills T2's pid alone (running_time_max): S sees it by T2's
       pidfd and kills the group.  S dies: T2 finds the end of its reply FIFO, and kills its group with itself.

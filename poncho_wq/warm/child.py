@@ -87,16 +87,10 @@ def _take_place(order: dict[str, Any], fds: list[int], start: _Start) -> None:
     """
     client, clientfd = order["client"], fds[0]
     _take_environ(order, start)
-    group = os.getpgid(client)
-    # Work Queue makes its task the leader of a group from outside, which fails when the shell is quicker.  Nobody could
-    # kill it here, nor while it waits for us; client.sh had no means against it, but the runner has.
-    if group == start.workers_group:
-        raise _Odd("the client is in its worker's group")
-    try:
-        os.setpgid(0, client if group == client else 0)
-    except PermissionError:
-        # It leads a session, since that is what a shell can be made to do.  When it dies the server kills our group.
-        os.setpgid(0, 0)
+    # A shell that stays may be between the worker and the client; a client that has made itself a leader has a session
+    # of its own, whose groups are closed to us.  Then the server kills our group when the client dies.
+    joined = os.getpgid(client) == client and os.getsid(client) == os.getsid(0)
+    os.setpgid(0, client if joined else 0)
     os.chdir(f"/proc/{client}/cwd")
     os.umask(order["umask"])
     if "nice" in order:

@@ -32,7 +32,7 @@ class _Start:
     environment's activation sets.  ``ours`` are the server's variables since its last import.
     """
 
-    def __init__(self, prefix: str, worker: int) -> None:
+    def __init__(self, prefix: str) -> None:
         import resource
 
         self.resource = resource
@@ -43,7 +43,6 @@ class _Start:
         self.getfd = _system_call()
         self.ours: dict[bytes, bytes] = {}
         self.prefix = os.fsencode(prefix)
-        self.workers_group = os.getpgid(worker)
         body = _content(prefix + "/poncho/ready").partition(b"_poncho_activate() {\n")[2].partition(b"\n}\n")[0]
         self.activated: list[bytes] = []
         if body.strip() != b":":

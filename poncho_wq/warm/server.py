@@ -72,7 +72,7 @@ class _Server:
         import marshal
 
         self.gc, self.marshal = gc, marshal
-        self.start = _Start(self.prefix, parent)
+        self.start = _Start(self.prefix)
         self.lock = 3  # held for as long as this process lives
         self.parent = os.pidfd_open(parent)
         self.requests = -1

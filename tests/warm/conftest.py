@@ -94,7 +94,6 @@ class Workspace:
         parent: list[str] | None = None,
         before: str = "",
         server: str = "test",
-        leads: bool = True,
     ) -> Task:
         self.count += 1
         home = self.root / f"t.{self.count}"
@@ -106,8 +105,8 @@ class Workspace:
                 os.chown(path, self.user, -1)
         process = subprocess.Popen(
             [*(parent or []), *self.shell, "-c", command], cwd=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            env={**self.environ, "TMPDIR": str(home), **(environ or {})}, user=self.user,
-            preexec_fn=(lambda: os.setpgid(0, 0)) if leads else None,
+            env={**self.environ, "TMPDIR": str(home), **(environ or {})}, preexec_fn=lambda: os.setpgid(0, 0),
+            user=self.user,
         )  # fmt: skip
         self.started.append(process)
         return Task(process, home, out)
@@ -142,7 +141,6 @@ class Workspace:
         for process in self.started:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
             process.wait()
         for pid in self.servers:
             with contextlib.suppress(OSError):

@@ -213,13 +213,16 @@ def test_a_task_in_its_workers_group_leads_one_of_its_own(any_shell: Workspace) 
     assert task.process.wait(30) != 0
 
 
-def test_a_task_in_its_workers_group_runs_fresh(workspace: Workspace) -> None:
-    """Where it cannot help it: the wrapper, or the runner, has other means."""
-    server = workspace.warm_up()
-    task = workspace.run(parent, leads=False)
-    assert task.value != server
-    assert "worker's group" in workspace.read("refused")
-    assert workspace.run(parent).value == server
+def test_the_first_task_of_a_server_led_a_session(any_shell: Workspace) -> None:
+    """Which is the server's and its children's then, and no other task's."""
+    stays = f"{SLOW_WORKER.replace('sys.exit(task.wait())', 'task.wait()')}\nimport time; time.sleep(60)"
+    any_shell.start(nothing, 1, parent=[sys.executable, "-c", stays])
+    server = until(any_shell.server, "a warm server")
+    look = named("def f():\n    import os\n    return os.getppid(), os.getpgrp() == os.getpid()")
+    assert any_shell.run(look).value == (server, True)
+    task, one, other = _running(any_shell)
+    os.killpg(task.process.pid, signal.SIGKILL)
+    until(lambda: not alive(one) and not alive(other), "the end of the whole group")
 
 
 def test_a_task_that_leads_no_group_of_its_own(workspace: Workspace) -> None:
@@ -644,8 +647,10 @@ def test_the_server_ends_when_idle(workspace: Workspace) -> None:
 def test_the_server_holds_nothing_of_a_task(workspace: Workspace) -> None:
     server = workspace.warm_up()
     assert workspace.run(parent).value == server
-    held = [os.readlink(f"/proc/{server}/fd/{fd}") for fd in os.listdir(f"/proc/{server}/fd")]
-    held += [os.readlink(f"/proc/{server}/cwd")]
+    held = [os.readlink(f"/proc/{server}/cwd")]
+    for fd in os.listdir(f"/proc/{server}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it forks, and closes what it forked by
+            held.append(os.readlink(f"/proc/{server}/fd/{fd}"))
     assert not [name for name in held if f"{workspace.root}/t." in name or f"{workspace.root}/out" in name]
     assert os.getpgid(server) == server
     assert os.getsid(server) == os.getsid(0)

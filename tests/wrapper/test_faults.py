@@ -470,8 +470,8 @@ def test_removal_has_come_to_the_environment_when_it_is_published(
             assert done.returncode == 125
             assert "files were removed from" in done.stderr
             assert not (directory / "poncho/ready").exists()
-            verdict = either.run("-e", tarball.path, "-d", directory, "true")
-            assert (verdict.returncode, verdict.stderr) == (0, "")
+            again = either.run("-e", tarball.path, "-d", directory, "true")
+            assert (again.returncode, again.stderr) == (0, "")
         for path in room.iterdir():
             assert not path.name.startswith(".poncho-new"), path
 
